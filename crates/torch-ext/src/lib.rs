@@ -1,0 +1,36 @@
+//! The unsafe edge of mdpo, as a safe API over tch: tensors on memory-mapped files, and CUDA loaded at run time.
+
+mod cuda;
+mod map;
+
+pub use cuda::{CudaState, load_cuda};
+pub use map::MappedFile;
+
+use tch::{Device, Kind, TchError, Tensor};
+
+/// Bytes of one element of `kind`, for numbers of which every bit pattern is one; `None` for other kinds.
+pub fn element_bytes(kind: Kind) -> Option<usize> {
+    match kind {
+        Kind::Float | Kind::Int => Some(4),
+        Kind::Half | Kind::BFloat16 => Some(2),
+        Kind::Double | Kind::Int64 => Some(8),
+        Kind::Uint8 | Kind::Int8 => Some(1),
+        _ => None,
+    }
+}
+
+/// The elements of `tensor` in row-major order and the machine's (little-endian) byte order, copied from any device and layout.
+///
+/// # Errors
+/// Kinds without a size in [`element_bytes`], and whatever libtorch reports while copying.
+pub fn tensor_bytes(tensor: &Tensor) -> Result<Vec<u8>, TchError> {
+    let kind = tensor.f_kind()?;
+    let Some(element) = element_bytes(kind) else {
+        return Err(TchError::Kind(format!("cannot write elements of kind {kind:?}")));
+    };
+    let tensor = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
+    let count = tensor.numel();
+    let mut bytes = vec![0; count * element];
+    tensor.f_copy_data_u8(&mut bytes, count)?;
+    Ok(bytes)
+}
