@@ -1,0 +1,163 @@
+//! The packed batch: each prompt once, its responses hanging on it, nothing padded.
+//!
+//! All tokens of a batch stand in one flat sequence. A response attends to its prompt and to itself; its positions continue the
+//! prompt's. The last token of a response is never an input, since nothing is predicted from it. The same answer under two images
+//! is two prompts (prefix sharing as in arXiv 2410.20305, with any number of responses).
+
+use super::Tokens;
+
+/// A batch of prompts with their responses, ready for the model.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PackedBatch {
+    /// Token ids, prompts and responses in turn; image slots hold the image token's id.
+    pub ids: Vec<i64>,
+    /// Position of each token in its own sequence, for rotary embeddings.
+    pub positions: Vec<i64>,
+    /// Runs of tokens that attend alike, in order, covering `ids` without gaps.
+    pub segments: Vec<Segment>,
+    /// What is predicted, one entry per response in the order in which they were added.
+    pub responses: Vec<PackedResponse>,
+    /// Where image features go.
+    pub images: Vec<PackedImage>,
+}
+
+/// A run of tokens that attends causally to itself and wholly to its prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    /// First token.
+    pub start: usize,
+    /// How many tokens, at least one.
+    pub len: usize,
+    /// The prompt before it (start and length) for a response, nothing for a prompt.
+    pub prefix: Option<(usize, usize)>,
+}
+
+/// The predictions of one response.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PackedResponse {
+    /// Flat index of the token from whose hidden state each label is predicted.
+    pub from: Vec<i64>,
+    /// The labels: counted tokens of the response.
+    pub labels: Vec<i64>,
+}
+
+/// A run of image tokens of the batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PackedImage {
+    /// First token.
+    pub start: usize,
+    /// How many tokens.
+    pub len: usize,
+    /// Index into the batch's own list of images.
+    pub image: usize,
+}
+
+impl PackedBatch {
+    /// Adds a prompt with the responses that hang on it.
+    ///
+    /// `images` maps an image of the row to the batch's list of images: it is what tells the true image from the rejected one.
+    /// The prompt holds at least one token, each response at least one.
+    pub fn push(&mut self, prompt: &Tokens, responses: &[&Tokens], images: impl Fn(usize) -> usize) {
+        let prompt_start = self.ids.len();
+        self.push_segment(prompt, prompt.ids.len(), 0, None, &images);
+        let prompt_len = prompt.ids.len();
+        for response in responses {
+            let inputs = response.ids.len() - 1;
+            let start = self.ids.len();
+            if inputs > 0 {
+                self.push_segment(response, inputs, prompt_len, Some((prompt_start, prompt_len)), &images);
+            }
+            let predictor = |i: usize| if i == 0 { prompt_start + prompt_len - 1 } else { start + i - 1 };
+            let counted = || (0..response.ids.len()).filter(|&i| response.counted[i]);
+            self.responses.push(PackedResponse {
+                from: counted().map(|i| predictor(i) as i64).collect(),
+                labels: counted().map(|i| i64::from(response.ids[i])).collect(),
+            });
+        }
+    }
+
+    fn push_segment(
+        &mut self,
+        tokens: &Tokens,
+        len: usize,
+        first_position: usize,
+        prefix: Option<(usize, usize)>,
+        images: &impl Fn(usize) -> usize,
+    ) {
+        let start = self.ids.len();
+        self.ids.extend(tokens.ids[..len].iter().map(|&id| i64::from(id)));
+        self.positions.extend((first_position..first_position + len).map(|p| p as i64));
+        self.segments.push(Segment { start, len, prefix });
+        self.images.extend(tokens.images.iter().map(|slot| PackedImage {
+            start: start + slot.start,
+            len: slot.len,
+            image: images(slot.image),
+        }));
+    }
+
+    /// How many labels all responses predict together.
+    pub fn label_count(&self) -> usize {
+        self.responses.iter().map(|response| response.labels.len()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn tokens(ids: Vec<u32>, counted: bool) -> Tokens {
+        Tokens { counted: vec![counted; ids.len()], ids, images: Vec::new() }
+    }
+
+    #[test]
+    fn two_responses_hang_on_one_prompt() {
+        let mut batch = PackedBatch::default();
+        let mut prompt = tokens(vec![1, 9, 9, 2], false);
+        prompt.images.push(super::super::ImageSlot { start: 1, len: 2, image: 0 });
+        batch.push(&prompt, &[&tokens(vec![5, 6, 7], true), &tokens(vec![8], true)], |image| image + 3);
+        assert_eq!(batch.ids, [1, 9, 9, 2, 5, 6]);
+        assert_eq!(batch.positions, [0, 1, 2, 3, 4, 5]);
+        assert_eq!(
+            batch.segments,
+            [Segment { start: 0, len: 4, prefix: None }, Segment { start: 4, len: 2, prefix: Some((0, 4)) }]
+        );
+        assert_eq!(batch.responses[0], PackedResponse { from: vec![3, 4, 5], labels: vec![5, 6, 7] });
+        assert_eq!(batch.responses[1], PackedResponse { from: vec![3], labels: vec![8] });
+        assert_eq!(batch.images, [PackedImage { start: 1, len: 2, image: 3 }]);
+    }
+
+    proptest! {
+        #[test]
+        fn segments_cover_the_batch_and_labels_are_predicted_by_the_token_before(
+            groups in prop::collection::vec((1usize..9, prop::collection::vec(1usize..7, 0..4)), 0..5)
+        ) {
+            let mut batch = PackedBatch::default();
+            let mut next = 0u32;
+            let mut fresh = |n: usize| (0..n).map(|_| { next += 1; next }).collect::<Vec<_>>();
+            for (prompt, responses) in &groups {
+                let prompt = tokens(fresh(*prompt), false);
+                let responses: Vec<_> = responses.iter().map(|&n| tokens(fresh(n), true)).collect();
+                batch.push(&prompt, &responses.iter().collect::<Vec<_>>(), |_| 0);
+                for (response, packed) in responses.iter().zip(&batch.responses[batch.responses.len() - responses.len()..]) {
+                    let before = std::iter::once(prompt.ids[prompt.ids.len() - 1]).chain(response.ids.iter().copied());
+                    for ((&from, &label), (before, &id)) in packed.from.iter().zip(&packed.labels).zip(before.zip(&response.ids)) {
+                        prop_assert_eq!(batch.ids[from as usize], i64::from(before));
+                        prop_assert_eq!(label, i64::from(id));
+                    }
+                }
+            }
+            let mut end = 0;
+            for segment in &batch.segments {
+                prop_assert_eq!(segment.start, end);
+                prop_assert!(segment.len > 0);
+                end += segment.len;
+                let first = segment.prefix.map_or(0, |(_, len)| len as i64);
+                for i in 0..segment.len {
+                    prop_assert_eq!(batch.positions[segment.start + i], first + i as i64);
+                }
+            }
+            prop_assert_eq!(end, batch.ids.len());
+        }
+    }
+}
