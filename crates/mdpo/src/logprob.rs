@@ -1,0 +1,188 @@
+//! 6: hidden states and labels to log-probs.
+//!
+//! Only positions that predict a response token meet the head, a chunk of them at a time, in f32; whole logits never exist. Beside
+//! the log-prob of a label, a chunk yields its gradient with respect to the hidden state, (one-hot − softmax) W, which the chain
+//! rule later scales by one number per response: a frozen head is passed once, forward and backward together.
+
+use crate::text::pack::PackedBatch;
+use tch::{Kind, Tensor};
+
+/// Positions that meet the head together.
+const CHUNK: i64 = 512;
+
+/// Log-probs of every label of a batch.
+#[derive(Debug)]
+pub struct LogProbs {
+    /// Of each label, f32 `[labels]`, responses one after the other.
+    pub per_token: Tensor,
+    /// How many labels each response has.
+    pub lengths: Vec<usize>,
+    /// What the head says at each label beside its log-prob, where gradients are wanted.
+    pub statistics: Option<Statistics>,
+    /// d log-prob / d hidden state, f32 `[labels, width]`, where asked for.
+    gradients: Option<Tensor>,
+    /// Flat index of the hidden state behind each label.
+    from: Tensor,
+}
+
+/// Per label, f32 `[labels]`; the names are those of TRL's logs.
+#[derive(Debug)]
+pub struct Statistics {
+    /// Entropy of the prediction in nats.
+    pub entropy: Tensor,
+    /// 1 where the label is the likeliest token, else 0 (`mean_token_accuracy`).
+    pub top1: Tensor,
+    /// Mean logit over the vocabulary (`logits/…`).
+    pub mean_logit: Tensor,
+}
+
+/// Whether gradients will be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gradients {
+    /// Later, by [`LogProbs::pull_back`].
+    Wanted,
+    /// Never.
+    Unwanted,
+}
+
+/// The log-probs of the batch's labels (at least one) from final hidden states `[tokens, width]` and the head `[vocab, width]`.
+pub fn log_probs(hidden: &Tensor, head: &Tensor, batch: &PackedBatch, gradients: Gradients) -> LogProbs {
+    let lengths = batch.responses.iter().map(|response| response.labels.len()).collect();
+    let flat = |of: fn(&crate::text::pack::PackedResponse) -> &Vec<i64>| {
+        let values: Vec<i64> = batch.responses.iter().flat_map(|response| of(response).iter().copied()).collect();
+        Tensor::from_slice(&values).to_device(hidden.device())
+    };
+    let (from, labels) = (flat(|response| &response.from), flat(|response| &response.labels));
+    tch::no_grad(|| {
+        let states = hidden.index_select(0, &from).to_kind(Kind::Float);
+        let head = head.to_kind(Kind::Float);
+        let chunks = states.split(CHUNK, 0).into_iter().zip(labels.split(CHUNK, 0));
+        let chunks = chunks.map(|(states, labels)| Chunk::new(&states, &labels, &head, gradients));
+        let chunks: Vec<Chunk> = chunks.collect();
+        let join = |of: fn(&Chunk) -> &Tensor| Tensor::cat(&chunks.iter().map(of).collect::<Vec<_>>(), 0);
+        let wanted = gradients == Gradients::Wanted;
+        LogProbs {
+            per_token: join(|chunk| &chunk.log_probs),
+            lengths,
+            statistics: wanted.then(|| Statistics {
+                entropy: join(|chunk| &chunk.entropy),
+                top1: join(|chunk| &chunk.top1),
+                mean_logit: join(|chunk| &chunk.mean_logit),
+            }),
+            gradients: wanted.then(|| join(|chunk| &chunk.gradients)),
+            from,
+        }
+    })
+}
+
+/// What one chunk of labels gives; all but the log-probs are empty where gradients are not wanted.
+struct Chunk {
+    log_probs: Tensor,
+    entropy: Tensor,
+    top1: Tensor,
+    mean_logit: Tensor,
+    gradients: Tensor,
+}
+
+impl Chunk {
+    fn new(states: &Tensor, labels: &Tensor, head: &Tensor, gradients: Gradients) -> Self {
+        let logits = states.matmul(&head.tr());
+        let log_softmax = logits.log_softmax(-1, Kind::Float);
+        let log_probs = log_softmax.gather(1, &labels.unsqueeze(1), false).squeeze_dim(1);
+        if gradients == Gradients::Unwanted {
+            let empty = || Tensor::zeros([0], (Kind::Float, states.device()));
+            return Chunk { log_probs, entropy: empty(), top1: empty(), mean_logit: empty(), gradients: empty() };
+        }
+        let width = [-1i64];
+        let softmax = log_softmax.exp();
+        Chunk {
+            entropy: -(&softmax * &log_softmax).sum_dim_intlist(width.as_slice(), false, Kind::Float),
+            top1: logits.argmax(-1, false).eq_tensor(labels).to_kind(Kind::Float),
+            mean_logit: logits.mean_dim(width.as_slice(), false, Kind::Float),
+            gradients: head.index_select(0, labels) - softmax.matmul(head),
+            log_probs,
+        }
+    }
+}
+
+impl LogProbs {
+    /// The log-prob of each response in nats: the sum over its labels, accumulated in f64 on the CPU, `[responses]`.
+    pub fn sums(&self) -> Tensor {
+        let per_token = self.per_token.to_device(tch::Device::Cpu).to_kind(Kind::Double);
+        let lengths: Vec<i64> = self.lengths.iter().map(|&n| n as i64).collect();
+        let sums: Vec<Tensor> =
+            per_token.split_with_sizes(lengths, 0).iter().map(|part| part.sum(Kind::Double)).collect();
+        Tensor::stack(&sums, 0)
+    }
+
+    /// Gradient of the hidden states `[tokens, width]` in their dtype, from that of each response's sum, `[responses]`.
+    pub fn pull_back(&self, gradient: &Tensor, hidden: &Tensor) -> Tensor {
+        let rows = self.gradients.as_ref().expect("gradients were wanted when the log-probs were computed");
+        let scaled = rows * self.per_label(gradient).unsqueeze(1);
+        let sums = Tensor::zeros(hidden.size(), (Kind::Float, hidden.device()));
+        // The last prompt token predicts the first label of every response, so rows may meet.
+        sums.index_add(0, &self.from, &scaled).to_kind(hidden.kind())
+    }
+
+    /// Pushes the gradient of each response's sum into a trained head, chunk by chunk.
+    pub fn push_into_head(&self, gradient: &Tensor, hidden: &Tensor, head: &Tensor, batch: &PackedBatch) {
+        let labels: Vec<i64> = batch.responses.iter().flat_map(|response| response.labels.iter().copied()).collect();
+        let labels = Tensor::from_slice(&labels).to_device(hidden.device());
+        let states = hidden.detach().index_select(0, &self.from).to_kind(Kind::Float);
+        let weights = self.per_label(gradient);
+        let chunks = states.split(CHUNK, 0).into_iter().zip(labels.split(CHUNK, 0)).zip(weights.split(CHUNK, 0));
+        for ((states, labels), weights) in chunks {
+            let log_softmax = states.matmul(&head.to_kind(Kind::Float).tr()).log_softmax(-1, Kind::Float);
+            (log_softmax.gather(1, &labels.unsqueeze(1), false).squeeze_dim(1) * weights).sum(Kind::Float).backward();
+        }
+    }
+
+    /// A response's number for each of its labels, f32 on the device of the states.
+    fn per_label(&self, gradient: &Tensor) -> Tensor {
+        let lengths: Vec<i64> = self.lengths.iter().map(|&n| n as i64).collect();
+        let gradient = gradient.to_kind(Kind::Float).to_device(self.from.device());
+        gradient.repeat_interleave_self_tensor(&Tensor::from_slice(&lengths).to_device(self.from.device()), 0, None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::pack::PackedResponse;
+    use tch::Device;
+
+    #[test]
+    fn chunks_give_the_plain_formula_and_its_gradients() {
+        tch::manual_seed(5);
+        let (tokens, width, vocab) = (700, 6, 11);
+        let options = (Kind::Float, Device::Cpu);
+        let hidden = Tensor::randn([tokens, width], options).set_requires_grad(true);
+        let head = Tensor::randn([vocab, width], options).set_requires_grad(true);
+        // Two responses whose first labels come from one state; together longer than a chunk.
+        let response = |start: i64, len: i64| PackedResponse {
+            from: std::iter::once(20).chain(start..start + len).collect(),
+            labels: (0..=len).map(|i| (i * 7 + start) % vocab).collect(),
+        };
+        let responses = vec![response(21, 300), response(321, 350)];
+        let weights = Tensor::from_slice(&[0.7f64, -1.3]);
+
+        let all = hidden.matmul(&head.tr()).log_softmax(-1, Kind::Float);
+        let plain: Vec<Tensor> = responses
+            .iter()
+            .map(|r| {
+                let rows = all.index_select(0, &Tensor::from_slice(&r.from));
+                rows.gather(1, &Tensor::from_slice(&r.labels).unsqueeze(1), false).sum(Kind::Double)
+            })
+            .collect();
+        let plain = Tensor::stack(&plain, 0);
+        let expected = Tensor::run_backward(&[(&plain * &weights).sum(Kind::Double)], &[&hidden, &head], false, false);
+
+        let batch = PackedBatch { responses, ..PackedBatch::default() };
+        let ours = log_probs(&hidden.detach(), &head.detach(), &batch, Gradients::Wanted);
+        let difference = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
+        assert!(difference(&ours.sums(), &plain.detach()) < 1e-3, "{}", difference(&ours.sums(), &plain));
+        assert!(difference(&ours.pull_back(&weights, &hidden), &expected[0]) < 1e-5);
+        ours.push_into_head(&weights, &hidden, &head, &batch);
+        assert!(difference(&head.grad(), &expected[1]) < 1e-3);
+    }
+}

@@ -1,0 +1,257 @@
+//! Hidden states, log-probs and gradients against transformers and peft, on tiny random checkpoints (`parity/model/generate.py`).
+//!
+//! Each test prints the worst difference it found; the tolerance is a small multiple of what was measured when it was written.
+
+use mdpo::config::{AdapterStart, Lora, Part, Reference, Targets};
+use mdpo::image::Pixels;
+use mdpo::logprob::{Gradients, log_probs};
+use mdpo::model::language::Keep;
+use mdpo::model::load::Plan;
+use mdpo::model::{DeviceBatch, Model};
+use mdpo::nn::{Pass, Role};
+use mdpo::text::pack::PackedBatch;
+use mdpo::text::{ImageSlot, Tokens};
+use serde_json::Value;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use tch::{Device, Kind, Tensor};
+
+const ALL_PARTS: [Part; 3] = [Part::LanguageModel, Part::Projector, Part::VisionTower];
+const MODELS: [&str; 5] = ["llava-tiny", "llava-tiny-full", "llama-tiny", "mistral-tiny", "qwen2-tiny"];
+const POLICY: Pass = Pass { role: Role::Policy, dropout: None };
+
+struct Fixture {
+    folder: PathBuf,
+    cases: Value,
+    expected: HashMap<String, Tensor>,
+}
+
+impl Fixture {
+    fn open(name: &str) -> Self {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../parity/model").join(name);
+        let cases = std::fs::read_to_string(folder.join("cases.json")).expect("cases.json");
+        let expected = Tensor::read_safetensors(folder.join("expected.safetensors")).expect("expected.safetensors");
+        Fixture { cases: serde_json::from_str(&cases).expect("JSON"), expected: expected.into_iter().collect(), folder }
+    }
+
+    /// The cases whose pixels (if they have images) the fixture holds.
+    fn cases(&self) -> impl Iterator<Item = &Value> {
+        let complete = |case: &&Value| images(case) == 0 || self.expected(case, "pixel_values").is_some();
+        self.cases["cases"].as_array().expect("cases").iter().filter(complete)
+    }
+
+    fn load(&self, plan: Plan) -> Model {
+        Model::load(&self.folder, Kind::Float, Device::Cpu, plan).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn expected(&self, case: &Value, what: &str) -> Option<&Tensor> {
+        self.expected.get(&format!("{}.{what}", text(&case["name"])))
+    }
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().expect("text")
+}
+
+fn images(case: &Value) -> usize {
+    case["images"].as_array().map_or(0, Vec::len)
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().expect("ids").iter().map(|id| id.as_u64().expect("id") as u32).collect()
+}
+
+/// The prompt of a case with its image slots.
+fn prompt(model: &Model, case: &Value) -> Tokens {
+    let ids = ids(&case["prompt_ids"]);
+    let images = model.shape.vision.as_ref().map_or(Vec::new(), |vision| {
+        let len = vision.tokens_per_image();
+        let places: Vec<usize> = (0..ids.len()).filter(|&i| ids[i] == vision.image_token).collect();
+        places.chunks(len).enumerate().map(|(image, run)| ImageSlot { start: run[0], len, image }).collect()
+    });
+    Tokens { counted: vec![false; ids.len()], ids, images }
+}
+
+fn response(value: &Value) -> Tokens {
+    let ids = ids(value);
+    Tokens { counted: vec![true; ids.len()], ids, images: Vec::new() }
+}
+
+/// The case as a packed batch of one prompt with two responses, and its pixels as transformers made them.
+fn prepare(model: &Model, fixture: &Fixture, case: &Value) -> (DeviceBatch, Vec<Pixels>) {
+    let mut packed = PackedBatch::default();
+    let responses = [&response(&case["chosen_ids"]), &response(&case["rejected_ids"])];
+    packed.push(&prompt(model, case), &responses, |image| image);
+    let pixels = fixture.expected(case, "pixel_values").map_or(Vec::new(), |values| {
+        let side = values.size()[2] as usize;
+        let flat = |image: &Tensor| Vec::<f32>::try_from(image.flatten(0, -1)).expect("floats");
+        values.unbind(0).iter().map(|image| Pixels { height: side, width: side, values: flat(image) }).collect()
+    });
+    (DeviceBatch::new(packed, Device::Cpu), pixels)
+}
+
+fn features(model: &Model, pixels: &[Pixels]) -> Option<Tensor> {
+    model.features(&pixels.iter().collect::<Vec<_>>(), POLICY)
+}
+
+fn difference(a: &Tensor, b: &Tensor) -> f64 {
+    assert_eq!(a.size(), b.size());
+    (a.to_kind(Kind::Double) - b.to_kind(Kind::Double)).abs().max().double_value(&[])
+}
+
+/// Largest difference as a share of the largest expected value.
+fn relative(found: &Tensor, expected: &Tensor) -> f64 {
+    difference(found, expected) / expected.abs().max().double_value(&[]).max(1e-3)
+}
+
+/// Log-probs of the case's two responses, without gradients.
+fn two_log_probs(model: &Model, fixture: &Fixture, case: &Value, pass: Pass) -> [f64; 2] {
+    let (batch, pixels) = prepare(model, fixture, case);
+    let features = tch::no_grad(|| features(model, &pixels));
+    let run = model.forward(&batch, features.as_ref(), pass, Keep::Nothing);
+    let sums = log_probs(run.hidden(), &model.language.head(pass), &batch.packed, Gradients::Unwanted).sums();
+    [sums.double_value(&[0]), sums.double_value(&[1])]
+}
+
+/// Leaves hold the gradient of `logp_chosen - 0.5 logp_rejected` afterwards.
+fn gradients(model: &Model, fixture: &Fixture, case: &Value, keep: Keep) {
+    for trainable in &model.trainables {
+        trainable.leaf.shallow_clone().zero_grad();
+    }
+    let (batch, pixels) = prepare(model, fixture, case);
+    let features = features(model, &pixels);
+    let run = model.forward(&batch, features.as_ref(), POLICY, keep);
+    let head = model.language.head(POLICY);
+    let log_probs = log_probs(run.hidden(), &head.detach(), &batch.packed, Gradients::Wanted);
+    let weights = Tensor::from_slice(&[1.0f64, -0.5]);
+    let hidden = run.hidden().shallow_clone();
+    if model.language.head_is_trained() {
+        log_probs.push_into_head(&weights, &hidden, &head, &batch.packed);
+    }
+    model.backward(&batch, run, &log_probs.pull_back(&weights, &hidden));
+}
+
+fn canonical(name: &str) -> String {
+    let tables = [
+        ("language_model.model.", "model.language_model."),
+        ("language_model.lm_head", "lm_head"),
+        ("vision_tower.", "model.vision_tower."),
+        ("multi_modal_projector.", "model.multi_modal_projector."),
+    ];
+    let found = tables.iter().find_map(|(written, ours)| Some((ours, name.strip_prefix(written)?)));
+    found
+        .map_or(name.to_owned(), |(ours, rest)| format!("{ours}{}", rest.strip_prefix("vision_model.").unwrap_or(rest)))
+}
+
+fn gradient(model: &Model, name: &str) -> Tensor {
+    let found = model.trainables.iter().find(|trainable| trainable.name == name);
+    found.unwrap_or_else(|| panic!("`{name}` is not trained")).leaf.grad()
+}
+
+#[test]
+fn features_hidden_states_and_log_probs_equal_transformers() {
+    let [mut tower, mut projected, mut hidden, mut log_prob] = [0f64; 4];
+    for name in MODELS {
+        let fixture = Fixture::open(name);
+        let model = fixture.load(Plan::Frozen { adapter: None });
+        for case in fixture.cases() {
+            let (batch, pixels) = prepare(&model, &fixture, case);
+            let features = tch::no_grad(|| features(&model, &pixels));
+            if let (Some(features), Some(expected)) = (&features, fixture.expected(case, "vision_features")) {
+                tower = tower.max(difference(features, expected));
+                let found = tch::no_grad(|| model.project(features, POLICY)).expect("a projector");
+                let expected = fixture.expected(case, "image_features").expect("projected features");
+                projected = projected.max(difference(&found, &expected.flatten(0, 1)));
+            }
+            let run = model.forward(&batch, features.as_ref(), POLICY, Keep::Nothing);
+            let expected = fixture.expected(case, "hidden_chosen").expect("hidden states");
+            // transformers also ran the last token, from which nothing is predicted.
+            let rows = expected.size()[0] - 1;
+            hidden = hidden.max(difference(&run.hidden().narrow(0, 0, rows), &expected.narrow(0, 0, rows)));
+            let head = model.language.head(POLICY);
+            let sums = log_probs(run.hidden(), &head, &batch.packed, Gradients::Unwanted).sums();
+            for (i, key) in ["logp_chosen", "logp_rejected"].into_iter().enumerate() {
+                log_prob = log_prob.max((sums.double_value(&[i as i64]) - case[key].as_f64().expect("number")).abs());
+            }
+        }
+    }
+    println!("worst: tower {tower:e}, projected {projected:e}, hidden {hidden:e}, log-prob {log_prob:e}");
+    assert!(tower < 2e-5 && projected < 2e-5 && hidden < 5e-5 && log_prob < 3e-4);
+}
+
+#[test]
+fn gradients_of_every_part_equal_transformers_with_and_without_checkpointing() {
+    let (mut worst, mut compared) = (0f64, 0);
+    for name in MODELS {
+        let fixture = Fixture::open(name);
+        for keep in [Keep::Graph, Keep::LayerInputs] {
+            let model = fixture.load(Plan::Full(&ALL_PARTS));
+            for case in fixture.cases() {
+                gradients(&model, &fixture, case, keep);
+                for written in case["gradients"].as_array().expect("gradients").iter().map(text) {
+                    let expected = fixture.expected(case, &format!("grad.{written}")).expect("a gradient");
+                    let found = relative(&gradient(&model, &canonical(written)), expected);
+                    assert!(found < 1e-3, "{name} {} {written} {keep:?}: {found}", case["name"]);
+                    worst = worst.max(found);
+                    compared += 1;
+                }
+            }
+        }
+    }
+    println!("worst relative difference of {compared} gradients: {worst:e}");
+    assert!(compared > 50 && worst < 2e-4);
+}
+
+#[test]
+fn adapters_give_peft_s_log_probs_and_gradients() {
+    let (mut worst, mut worst_gradient) = (0f64, 0f64);
+    for name in ["llava-tiny", "llama-tiny"] {
+        let fixture = Fixture::open(name);
+        for adapter in fixture.cases["adapters"].as_array().expect("adapters") {
+            let path = text(&adapter["path"]);
+            let file = mdpo::weights::lora::read(&fixture.folder.join(path)).unwrap_or_else(|error| panic!("{error}"));
+            let (targets, start) = (Targets::AllLinear, AdapterStart::Fresh);
+            let settings = Lora { r: 4, alpha: 8.0, dropout: 0.0, rslora: false, targets, start };
+            let plan = Plan::Lora { settings: &settings, seed: 0, start: Some((file, Reference::Base)) };
+            let model = fixture.load(plan);
+            for values in adapter["cases"].as_array().expect("cases") {
+                let Some(case) = fixture.cases().find(|case| case["name"] == values["name"]) else { continue };
+                for (role, key) in [(Role::Policy, "on"), (Role::Reference, "off")] {
+                    let found = two_log_probs(&model, &fixture, case, Pass::of(role));
+                    for (i, found) in found.into_iter().enumerate() {
+                        worst = worst.max((found - values[key][i].as_f64().expect("number")).abs());
+                    }
+                }
+                gradients(&model, &fixture, case, Keep::LayerInputs);
+                let prefix = format!("{path}.{}.grad.base_model.model.", text(&case["name"]));
+                for (key, expected) in &fixture.expected {
+                    if let Some(name) = key.strip_prefix(&prefix) {
+                        worst_gradient = worst_gradient.max(relative(&gradient(&model, name), expected));
+                    }
+                }
+            }
+        }
+    }
+    println!("worst log-prob {worst:e}, worst relative gradient {worst_gradient:e}");
+    assert!(worst < 3e-4 && worst_gradient < 2e-4 && worst_gradient > 0.0);
+}
+
+#[test]
+fn a_shared_prompt_equals_separate_sequences() {
+    let fixture = Fixture::open("llava-tiny");
+    let model = fixture.load(Plan::Frozen { adapter: None });
+    for case in fixture.cases() {
+        let shared = two_log_probs(&model, &fixture, case, POLICY);
+        let (_, pixels) = prepare(&model, &fixture, case);
+        let features = tch::no_grad(|| features(&model, &pixels));
+        for (key, shared) in ["chosen_ids", "rejected_ids"].into_iter().zip(shared) {
+            let mut alone = PackedBatch::default();
+            alone.push(&prompt(&model, case), &[&response(&case[key])], |image| image);
+            let alone = DeviceBatch::new(alone, Device::Cpu);
+            let run = model.forward(&alone, features.as_ref(), POLICY, Keep::Nothing);
+            let head = model.language.head(POLICY);
+            let sum = log_probs(run.hidden(), &head, &alone.packed, Gradients::Unwanted).sums().double_value(&[0]);
+            assert!((sum - shared).abs() < 1e-4, "{} {key}: {sum} ≠ {shared}", case["name"]);
+        }
+    }
+}
