@@ -1,0 +1,445 @@
+//! The loop over optimizer steps.
+
+use super::progress::{Progress, Talk};
+use super::step::{StepPlan, Tower, step};
+use super::{Inputs, Metrics, Micro, device, kind, memory, output};
+use crate::address::Address;
+use crate::checkpoint::{self, State, Tensors};
+use crate::config::{AdapterStart, Length, Part, Resume, Run, Save, Tuning};
+use crate::data::order::{self, Order};
+use crate::error::caught;
+use crate::model::Model;
+use crate::model::load::Plan;
+use crate::objective::StepTotals;
+use crate::optim::{self, AdamW, Moments};
+use crate::text::Encoded;
+use crate::weights::{self, AdapterConfig};
+use crate::{Error, Result, config};
+use rand::Rng;
+use serde_json::{Map, Value, json};
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+/// How a run ended.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// Optimizer steps that are done, of all.
+    pub steps: (usize, usize),
+    /// Every log entry, as in `trainer_state.json`.
+    pub log_history: Vec<Value>,
+    /// Where the trained model is: `output_dir`, or the checkpoint that an interrupted run left.
+    pub folder: PathBuf,
+    /// Whether a signal stopped it.
+    pub interrupted: bool,
+}
+
+/// Trains as `run` says. A signal (Ctrl-C, SIGTERM) saves a checkpoint and ends it.
+pub fn train(run: &Run, talk: Talk) -> Result<Outcome> {
+    output::prepare(run)?;
+    let device = device(run.model.device)?;
+    let inputs = Inputs::open(run)?;
+    let mut trainer = Trainer::new(run, &inputs, device)?;
+    trainer.resume()?;
+    trainer.introduce(talk, device);
+    trainer.run(talk)
+}
+
+/// Loads the model as training would, checks that results can be written, and counts the trained parameters.
+pub fn try_load(run: &Run, inputs: &Inputs) -> Result<usize> {
+    output::check(run)?;
+    let trainer = Trainer::new(run, inputs, device(run.model.device)?)?;
+    Ok(trainer.model.trainables.iter().map(|trainable| trainable.leaf.numel()).sum())
+}
+
+struct Trainer<'a> {
+    run: &'a Run,
+    inputs: &'a Inputs,
+    model: Model,
+    optimizer: AdamW,
+    adapter: Option<AdapterConfig>,
+    order: Order,
+    total: usize,
+    state: State,
+    metrics: Metrics,
+    /// Whether policy and reference agree before the first step, as they should.
+    starts_at_reference: bool,
+    stop: Arc<AtomicBool>,
+}
+
+impl<'a> Trainer<'a> {
+    fn new(run: &'a Run, inputs: &'a Inputs, device: tch::Device) -> Result<Self> {
+        let (mut start_config, mut starts_at_reference) = (None, true);
+        let plan = match &run.tuning {
+            Tuning::Full { parts } => Plan::Full(parts),
+            Tuning::Lora(settings) => {
+                let start = match &settings.start {
+                    AdapterStart::Fresh => None,
+                    AdapterStart::From { path, reference } => {
+                        let file = weights::lora::read(path)?;
+                        start_config = Some(file.config.clone());
+                        // Dropout acts on a continued adapter at once; a fresh one adds nothing yet.
+                        starts_at_reference = *reference == config::Reference::Adapter && settings.dropout == 0.0;
+                        Some((file, *reference))
+                    }
+                };
+                Plan::Lora { settings, seed: run.seed, start }
+            }
+        };
+        let model = Model::load(&run.model.path, kind(run.model.dtype), device, plan)?;
+        let adapter = output::adapter_config(run, &model, start_config);
+        let nonzero = |n: usize| NonZeroUsize::new(n).ok_or_else(|| Error::at("data", "no usable rows"));
+        let (examples, per_step) =
+            (nonzero(inputs.examples.len())?, nonzero(run.batch.per_device * run.batch.accumulation)?);
+        let order = match run.data.shuffle {
+            true => Order::shuffled(examples, per_step, run.seed),
+            false => Order::as_written(examples, per_step),
+        };
+        let mut identity = run.identity();
+        identity.insert("rows of the data set".to_owned(), json!(inputs.report.digest));
+        identity.insert("checkpoint".to_owned(), json!(checkpoint_digest(&run.model.path)?));
+        Ok(Trainer {
+            optimizer: AdamW::new(run.optim.clone(), &model.trainables),
+            total: order.steps(run.batch.length),
+            state: State { step: 0, identity, metrics: Value::Null, log_history: Vec::new(), tokens_seen: 0 },
+            metrics: Metrics::default(),
+            stop: stop_flag()?,
+            starts_at_reference,
+            run,
+            inputs,
+            model,
+            adapter,
+            order,
+        })
+    }
+
+    /// Continues from a checkpoint where the recipe asks for it.
+    fn resume(&mut self) -> Result<()> {
+        let folder = match &self.run.output.resume {
+            Resume::No => return Ok(()),
+            Resume::From(folder) => folder.clone(),
+            Resume::Newest => match checkpoint::list(&self.run.output.dir)?.pop() {
+                Some((_, folder)) => folder,
+                None => return Ok(()),
+            },
+        };
+        let (state, mut tensors) = checkpoint::load(&folder)?;
+        let differing = config::differing(&state.identity, &self.state.identity);
+        if !differing.is_empty() {
+            let what = format!("the checkpoint belongs to another run: {} changed", differing.join(", "));
+            let hint = "resume with the recipe it was started with, or train into another `output_dir`";
+            return Err(Error::at(folder.display(), what).hint(hint));
+        }
+        let mut moments = Vec::new();
+        for trainable in &self.model.trainables {
+            let name = &trainable.name;
+            let missing = || Error::at(folder.display(), format!("`{name}` is not in the checkpoint"));
+            let weight = tensors.weights.remove(name).ok_or_else(missing)?;
+            let Moments { first, second } = tensors.moments.remove(name).ok_or_else(missing)?;
+            let mut leaf = trainable.leaf.shallow_clone();
+            tch::no_grad(|| leaf.f_copy_(&weight))?;
+            let place = leaf.device();
+            moments.push(Moments { first: first.to_device(place), second: second.to_device(place) });
+        }
+        self.optimizer.restore(moments, tensors.optimizer_steps);
+        let damaged = |error| Error::at(folder.display(), format!("cannot read the metrics: {error}"));
+        self.metrics = serde_json::from_value(state.metrics.clone()).map_err(damaged)?;
+        self.state = state;
+        Ok(())
+    }
+
+    /// What the user should know before the first step.
+    fn introduce(&self, talk: Talk, device: tch::Device) {
+        if talk == Talk::Silent {
+            return;
+        }
+        let report = &self.inputs.report;
+        let (examples, trained) = (self.inputs.examples.len(), self.model.trainables.iter());
+        let parameters: usize = trained.map(|trainable| trainable.leaf.numel()).sum();
+        eprintln!("model    {} · {:?} on {device:?}", self.run.model.name, self.run.model.dtype);
+        eprintln!(
+            "data     {examples} of {} rows ({} with images) · longest example {} tokens",
+            report.rows, report.with_images, report.longest.0
+        );
+        for problem in &report.skipped {
+            eprintln!("  left out: {problem}");
+        }
+        if report.shortened > 0 {
+            eprintln!("  {} rows: responses shortened to `max_length`", report.shortened);
+        }
+        if report.seams > 0 {
+            eprintln!(
+                "  {} rows: prompt and response were tokenized apart, since a token straddles the seam",
+                report.seams
+            );
+        }
+        let estimate = memory::estimate(self.run, self.inputs, parameters);
+        eprintln!("trained  {parameters} parameters · about {} of memory", memory::bytes(estimate.total()));
+        let from = if self.state.step > 0 { format!(", {} done", self.state.step) } else { String::new() };
+        eprintln!("run      {} optimizer steps{from} · into {}", self.total, self.run.output.dir.display());
+        if self.run.output.resume == Resume::Newest && self.state.step == 0 {
+            eprintln!("  no checkpoint to resume from yet: the run starts at its first step");
+        }
+    }
+
+    fn run(&mut self, talk: Talk) -> Result<Outcome> {
+        let progress = Progress::new(talk, self.state.step, self.total);
+        let (mut saved, mut window) = (self.state.step, Window::new());
+        let ended = loop {
+            if self.state.step >= self.total {
+                break Ok(false);
+            }
+            if self.stop.load(Ordering::Relaxed) {
+                break Ok(true);
+            }
+            match self.optimizer_step(&mut window) {
+                Err(error) => break Err(error),
+                Ok(entry) => progress.step(self.state.step, entry.as_ref()),
+            }
+            if self.saves_now() {
+                if let Err(error) = self.save() {
+                    break Err(error);
+                }
+                saved = self.state.step;
+            }
+        };
+        progress.finish();
+        let unsaved = self.state.step > saved;
+        match ended {
+            Ok(true) => {
+                let last = self.checkpoint_folder(saved);
+                let folder = if unsaved || !last.is_dir() { self.save()? } else { last };
+                progress.say(format!("stopped; continue with `resume_from_checkpoint=true` from {}", folder.display()));
+                Ok(self.outcome(folder, true))
+            }
+            Ok(false) => {
+                if unsaved && self.run.output.save != Save::Never {
+                    self.save()?;
+                }
+                self.finish()?;
+                Ok(self.outcome(self.run.output.dir.clone(), false))
+            }
+            // What was learned until here is kept; the error of the step is the one to tell.
+            Err(error) => {
+                if unsaved && let Ok(folder) = self.save() {
+                    progress.say(format!("the steps before are kept in {}", folder.display()));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn outcome(&self, folder: PathBuf, interrupted: bool) -> Outcome {
+        let steps = (self.state.step, self.total);
+        Outcome { steps, log_history: self.state.log_history.clone(), folder, interrupted }
+    }
+
+    /// One optimizer step over as many micro-batches as the recipe says; gives the log entry where one is due.
+    fn optimizer_step(&mut self, window: &mut Window) -> Result<Option<Map<String, Value>>> {
+        let began = Instant::now();
+        let index = self.state.step;
+        let order::Batch { epoch, examples } = self.order.batch(index);
+        let encode = |&i: &usize| Ok(self.inputs.encode(&self.inputs.examples[i])?.encoded);
+        let encoded: Vec<Encoded> = examples.iter().map(encode).collect::<Result<_>>()?;
+        let chosen_tokens = encoded.iter().map(|e| e.chosen.counted.iter().filter(|&&counted| counted).count()).sum();
+        let totals = StepTotals { pairs: examples.len(), chosen_tokens };
+        let (mut loss, mut expected, mut tokens) = (0.0, 0.0, 0u64);
+        let mut metrics = Metrics::default();
+        let size = self.run.batch.per_device;
+        for (i, (examples, encoded)) in examples.chunks(size).zip(encoded.chunks(size)).enumerate() {
+            let micro = Micro::new(self.inputs, examples, encoded, epoch, self.model.device)?;
+            let plan = StepPlan {
+                objective: &self.run.objective,
+                checkpointing: self.run.batch.checkpointing,
+                tower: self.tower(),
+                totals,
+                dropout: self.dropout_seed(index, i),
+            };
+            let (sum, at_reference, observed) = caught(|| step(&self.model, &micro, plan))?;
+            loss += sum / totals.pairs as f64;
+            expected += at_reference.unwrap_or(f64::NAN) / totals.pairs as f64;
+            tokens += micro.batch.packed.ids.len() as u64;
+            metrics.merge(&observed);
+        }
+        self.check_first_loss(index, loss, expected)?;
+        optim::unscale(&self.model.trainables, optim::loss_scale(self.model.kind()));
+        let norm = optim::clip(&self.model.trainables, self.run.optim.max_grad_norm);
+        if !norm.is_finite() {
+            return Err(Error::at(format!("step {}", index + 1), "the gradient norm is NaN or infinite")
+                .hint("lower `learning_rate`, or use `bf16: true` instead of `fp16: true`"));
+        }
+        let learning_rate = optim::learning_rate(&self.run.optim, index, self.total);
+        self.optimizer.step(&self.model.trainables, learning_rate);
+        self.metrics.merge(&metrics);
+        self.state.step += 1;
+        self.state.tokens_seen += tokens;
+        window.add(examples.len(), tokens, began.elapsed().as_secs_f64());
+        let due = self.state.step.is_multiple_of(self.run.output.logging_steps);
+        Ok((due || index == 0 || self.state.step == self.total).then(|| self.log(norm, learning_rate, window)))
+    }
+
+    /// A policy that starts at its reference must show the loss of equal policies; otherwise something is wrong with one of them.
+    fn check_first_loss(&self, index: usize, loss: f64, expected: f64) -> Result<()> {
+        if index > 0 || !self.starts_at_reference || expected.is_nan() || (loss - expected).abs() <= 1e-6 {
+            return Ok(());
+        }
+        let what = format!("expected {expected:.6} before training (policy and reference agree), found {loss:.6}");
+        Err(Error::at("first loss", what).hint("policy and reference were computed differently; please report this"))
+    }
+
+    fn tower(&self) -> Tower {
+        match &self.run.tuning {
+            Tuning::Full { parts } if parts.contains(&Part::VisionTower) => Tower::Trained,
+            _ => Tower::Frozen,
+        }
+    }
+
+    fn dropout_seed(&self, step: usize, micro: usize) -> Option<u64> {
+        let Tuning::Lora(lora) = &self.run.tuning else { return None };
+        let address = Address { seed: self.run.seed, epoch: step as u64, example: micro as u64 };
+        (lora.dropout > 0.0).then(|| address.rng("lora dropout").next_u64())
+    }
+
+    /// Closes the window since the last entry.
+    fn log(&mut self, norm: f64, learning_rate: f64, window: &mut Window) -> Map<String, Value> {
+        let mut entry = Map::new();
+        let metrics = std::mem::take(&mut self.metrics);
+        entry.insert("loss".to_owned(), json!(metrics.mean("loss")));
+        entry.insert("grad_norm".to_owned(), json!(norm));
+        entry.insert("learning_rate".to_owned(), json!(learning_rate));
+        entry.extend(
+            metrics.means().filter(|(name, _)| *name != "loss").map(|(name, mean)| (name.to_owned(), json!(mean))),
+        );
+        entry.insert("num_tokens".to_owned(), json!(self.state.tokens_seen));
+        entry.insert("epoch".to_owned(), json!(self.state.step as f64 / self.order.steps_per_epoch() as f64));
+        entry.insert("step".to_owned(), json!(self.state.step));
+        window.close(&mut entry);
+        self.state.log_history.push(Value::Object(entry.clone()));
+        entry
+    }
+
+    fn saves_now(&self) -> bool {
+        match self.run.output.save {
+            Save::Never => false,
+            Save::Steps(steps) => self.state.step.is_multiple_of(steps),
+            Save::EachEpoch => self.state.step.is_multiple_of(self.order.steps_per_epoch()),
+        }
+    }
+
+    fn checkpoint_folder(&self, step: usize) -> PathBuf {
+        self.run.output.dir.join(format!("checkpoint-{step}"))
+    }
+
+    fn save(&mut self) -> Result<PathBuf> {
+        let damaged = |error| Error::at("metrics", format!("cannot be written as JSON: {error}"));
+        self.state.metrics = serde_json::to_value(&self.metrics).map_err(damaged)?;
+        let (moments, optimizer_steps) = self.optimizer.state();
+        let trainables = &self.model.trainables;
+        let copy = |m: &Moments| Moments { first: m.first.shallow_clone(), second: m.second.shallow_clone() };
+        let tensors = Tensors {
+            weights: trainables.iter().map(|t| (t.name.clone(), t.leaf.detach())).collect(),
+            moments: trainables.iter().zip(moments).map(|(t, m)| (t.name.clone(), copy(m))).collect(),
+            optimizer_steps,
+        };
+        let trainer_state = self.trainer_state();
+        let (run, adapter, model) = (self.run, self.adapter.as_ref(), &self.model);
+        let folder = checkpoint::save(&run.output.dir, &self.state, &trainer_state, &tensors, |folder| {
+            output::model(run, adapter, model, folder)
+        })?;
+        checkpoint::prune(&run.output.dir, run.output.save_total_limit, &folder)?;
+        Ok(folder)
+    }
+
+    /// Writes the trained model into `output_dir` itself, as users of transformers and PEFT expect it.
+    fn finish(&self) -> Result<()> {
+        let dir = &self.run.output.dir;
+        output::model(self.run, self.adapter.as_ref(), &self.model, dir)?;
+        output::card(self.run, self.inputs, self.state.step, dir)?;
+        checkpoint::write_json(&dir.join("trainer_state.json"), &self.trainer_state())
+    }
+
+    /// transformers' `TrainerState`.
+    fn trainer_state(&self) -> Value {
+        let epochs = match self.run.batch.length {
+            Length::Epochs(epochs) => epochs.ceil() as usize,
+            Length::Steps(_) => self.total.div_ceil(self.order.steps_per_epoch()),
+        };
+        json!({
+            "best_global_step": null,
+            "best_metric": null,
+            "best_model_checkpoint": null,
+            "epoch": self.state.step as f64 / self.order.steps_per_epoch() as f64,
+            "eval_steps": null,
+            "global_step": self.state.step,
+            "is_hyper_param_search": false,
+            "is_local_process_zero": true,
+            "is_world_process_zero": true,
+            "log_history": self.state.log_history,
+            "logging_steps": self.run.output.logging_steps,
+            "max_steps": self.total,
+            "num_input_tokens_seen": self.state.tokens_seen,
+            "num_train_epochs": epochs,
+            "save_steps": match self.run.output.save { Save::Steps(steps) => json!(steps), _ => Value::Null },
+            "stateful_callbacks": {},
+            "total_flos": 0,
+            "train_batch_size": self.run.batch.per_device,
+            "trial_name": null,
+            "trial_params": null,
+        })
+    }
+}
+
+/// Examples, tokens and seconds since the last log entry; they are not part of the state, since time is not.
+struct Window {
+    steps: usize,
+    samples: usize,
+    tokens: u64,
+    seconds: f64,
+}
+
+impl Window {
+    fn new() -> Self {
+        Window { steps: 0, samples: 0, tokens: 0, seconds: 0.0 }
+    }
+
+    fn add(&mut self, samples: usize, tokens: u64, seconds: f64) {
+        self.steps += 1;
+        self.samples += samples;
+        self.tokens += tokens;
+        self.seconds += seconds;
+    }
+
+    fn close(&mut self, entry: &mut Map<String, Value>) {
+        entry.insert("step_time".to_owned(), json!(self.seconds / self.steps.max(1) as f64));
+        entry.insert("samples_per_second".to_owned(), json!(self.samples as f64 / self.seconds));
+        entry.insert("tokens_per_second".to_owned(), json!(self.tokens as f64 / self.seconds));
+        *self = Window::new();
+    }
+}
+
+/// A digest of what the checkpoint is: its configuration, and the lengths of its weight files.
+fn checkpoint_digest(folder: &Path) -> Result<String> {
+    let mut text = checkpoint::manifest::digest(&folder.join("config.json"))?.1;
+    let entries = std::fs::read_dir(folder).map_err(|error| Error::io("read", folder, &error))?;
+    let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
+    files.sort();
+    for path in files {
+        let length = std::fs::metadata(&path).map_err(|error| Error::io("read", &path, &error))?.len();
+        text += &format!(" {length}");
+    }
+    Ok(text)
+}
+
+/// Raised by Ctrl-C and SIGTERM; a second one ends the process at once.
+fn stop_flag() -> Result<Arc<AtomicBool>> {
+    let flag = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register_conditional_default(signal, flag.clone())
+            .and_then(|_| signal_hook::flag::register(signal, flag.clone()))
+            .map_err(|error| Error::at("signals", format!("cannot listen for signal {signal}: {error}")))?;
+    }
+    Ok(flag)
+}
