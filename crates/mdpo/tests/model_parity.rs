@@ -255,3 +255,46 @@ fn a_shared_prompt_equals_separate_sequences() {
         }
     }
 }
+
+/// `llama-tiny`, whose head is tied, with the head stored as well: the table plus `difference`.
+fn with_stored_head(difference: f64) -> tempfile::TempDir {
+    let fixture = Fixture::open("llama-tiny");
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::copy(fixture.folder.join("config.json"), folder.path().join("config.json")).expect("copied");
+    let mut tensors = Tensor::read_safetensors(fixture.folder.join("model.safetensors")).expect("the weights");
+    let table = tensors.iter().find(|(name, _)| name == "model.embed_tokens.weight").expect("the table").1.copy();
+    tensors.push(("lm_head.weight".to_owned(), table + difference));
+    let named = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
+    let metadata = std::collections::BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    mdpo::weights::write_safetensors(&folder.path().join("model.safetensors"), named, &metadata).expect("written");
+    folder
+}
+
+#[test]
+fn a_stored_tied_head_is_the_embedding_table_or_refused() {
+    let load = |folder: &Path| Model::load(folder, Kind::Float, Device::Cpu, Plan::Frozen { adapter: None });
+    load(with_stored_head(0.0).path()).expect("the same table twice");
+    let error = load(with_stored_head(0.5).path()).expect_err("another head").to_string();
+    assert!(error.contains("lm_head.weight") && error.contains("tie_word_embeddings"), "{error}");
+}
+
+/// PEFT's `all-linear` also adapts the tower's last layer, which LLaVA never runs: the factors are checked and change nothing.
+#[test]
+fn an_adapter_on_a_layer_that_is_never_run_loads() {
+    use mdpo::weights::{AdapterConfig, LoraFile, LoraPair};
+    let fixture = Fixture::open("llava-tiny");
+    let adapter = |outputs: i64| {
+        let ones = |shape: [i64; 2]| Tensor::ones(shape, (Kind::Float, Device::Cpu));
+        let pair = LoraPair { a: ones([1, 24]), b: ones([outputs, 1]) };
+        let path = "model.vision_tower.encoder.layers.2.mlp.fc1".to_owned();
+        LoraFile { config: AdapterConfig { r: 1, ..AdapterConfig::default() }, tensors: [(path, pair)].into() }
+    };
+    let load = |adapter: LoraFile| {
+        Model::load(&fixture.folder, Kind::Float, Device::Cpu, Plan::Frozen { adapter: Some(adapter) })
+    };
+    let adapted = load(adapter(40)).unwrap_or_else(|error| panic!("{error}"));
+    let bare = fixture.load(Plan::Frozen { adapter: None });
+    let case = fixture.cases().find(|case| case["name"] == "one_image").expect("the case");
+    assert_eq!(two_log_probs(&adapted, &fixture, case, POLICY), two_log_probs(&bare, &fixture, case, POLICY));
+    assert!(load(adapter(41)).expect_err("a wrong shape").to_string().contains("layers.2.mlp.fc1"));
+}
