@@ -1,10 +1,10 @@
 //! 6: hidden states and labels to log-probs.
 //!
-//! Only positions that predict a response token meet the head, a chunk of them at a time, in f32; whole logits never exist. Beside
-//! the log-prob of a label, a chunk yields its gradient with respect to the hidden state, (one-hot − softmax) W, which the chain
+//! Only positions that predict a response token meet the head, a chunk of them at a time, in f32; whole logits never exist. No chunk
+//! spans two prompts, so that a log-prob does not depend on what else is in the batch. Beside the log-prob of a label, a chunk yields its gradient with respect to the hidden state, (one-hot − softmax) W, which the chain
 //! rule later scales by one number per response: a frozen head is passed once, forward and backward together.
 
-use crate::text::pack::PackedBatch;
+use crate::text::pack::{PackedBatch, PackedPrompt};
 use tch::{Kind, Tensor};
 
 /// Positions that meet the head together.
@@ -21,8 +21,10 @@ pub struct LogProbs {
     pub statistics: Option<Statistics>,
     /// d log-prob / d hidden state, f32 `[labels, width]`, where asked for.
     gradients: Option<Tensor>,
-    /// Flat index of the hidden state behind each label.
+    /// Row of the hidden state behind each label.
     from: Tensor,
+    /// Labels of each chunk.
+    chunks: Vec<i64>,
 }
 
 /// Per label, f32 `[labels]`; the names are those of TRL's logs.
@@ -45,18 +47,21 @@ pub enum Gradients {
     Unwanted,
 }
 
-/// The log-probs of the batch's labels (at least one) from final hidden states `[tokens, width]` and the head `[vocab, width]`.
+/// The log-probs of the batch's labels (at least one) from the final hidden states of its predictors, `[predictors, width]`, and the
+/// head `[vocab, width]`.
 pub fn log_probs(hidden: &Tensor, head: &Tensor, batch: &PackedBatch, gradients: Gradients) -> LogProbs {
     let lengths = batch.responses.iter().map(|response| response.labels.len()).collect();
-    let flat = |of: fn(&crate::text::pack::PackedResponse) -> &Vec<i64>| {
-        let values: Vec<i64> = batch.responses.iter().flat_map(|response| of(response).iter().copied()).collect();
-        Tensor::from_slice(&values).to_device(hidden.device())
-    };
-    let (from, labels) = (flat(|response| &response.from), flat(|response| &response.labels));
+    let predictors = batch.predictors();
+    let rank = |flat: &i64| predictors.binary_search(flat).expect("every label has its predictor") as i64;
+    let from: Vec<i64> = batch.responses.iter().flat_map(|response| response.from.iter().map(rank)).collect();
+    let labels: Vec<i64> = batch.responses.iter().flat_map(|response| response.labels.iter().copied()).collect();
+    let on_device = |values: &[i64]| Tensor::from_slice(values).to_device(hidden.device());
+    let (from, labels, sizes) = (on_device(&from), on_device(&labels), chunk_sizes(batch));
     tch::no_grad(|| {
         let states = hidden.index_select(0, &from).to_kind(Kind::Float);
         let head = head.to_kind(Kind::Float);
-        let chunks = states.split(CHUNK, 0).into_iter().zip(labels.split(CHUNK, 0));
+        let states = states.split_with_sizes(sizes.as_slice(), 0);
+        let chunks = states.into_iter().zip(labels.split_with_sizes(sizes.as_slice(), 0));
         let chunks = chunks.map(|(states, labels)| Chunk::new(&states, &labels, &head, gradients));
         let chunks: Vec<Chunk> = chunks.collect();
         let join = |of: fn(&Chunk) -> &Tensor| Tensor::cat(&chunks.iter().map(of).collect::<Vec<_>>(), 0);
@@ -71,8 +76,18 @@ pub fn log_probs(hidden: &Tensor, head: &Tensor, batch: &PackedBatch, gradients:
             }),
             gradients: wanted.then(|| join(|chunk| &chunk.gradients)),
             from,
+            chunks: sizes.clone(),
         }
     })
+}
+
+/// How many labels meet the head together: those of one prompt, at most [`CHUNK`].
+fn chunk_sizes(batch: &PackedBatch) -> Vec<i64> {
+    let of = |prompt: &PackedPrompt| -> i64 {
+        batch.responses[prompt.responses.clone()].iter().map(|response| response.labels.len() as i64).sum()
+    };
+    let cut = |labels: i64| (0..labels).step_by(CHUNK as usize).map(move |start| (labels - start).min(CHUNK));
+    batch.prompts.iter().map(of).flat_map(cut).collect()
 }
 
 /// What one chunk of labels gives; all but the log-probs are empty where gradients are not wanted.
@@ -115,7 +130,7 @@ impl LogProbs {
         Tensor::stack(&sums, 0)
     }
 
-    /// Gradient of the hidden states `[tokens, width]` in their dtype, from that of each response's sum, `[responses]`.
+    /// Gradient of the hidden states `[predictors, width]` in their dtype, from that of each response's sum, `[responses]`.
     pub fn pull_back(&self, gradient: &Tensor, hidden: &Tensor) -> Tensor {
         let rows = self.gradients.as_ref().expect("gradients were wanted when the log-probs were computed");
         let scaled = rows * self.per_label(gradient).unsqueeze(1);
@@ -130,8 +145,8 @@ impl LogProbs {
         let labels = Tensor::from_slice(&labels).to_device(hidden.device());
         let states = hidden.detach().index_select(0, &self.from).to_kind(Kind::Float);
         let weights = self.per_label(gradient);
-        let chunks = states.split(CHUNK, 0).into_iter().zip(labels.split(CHUNK, 0)).zip(weights.split(CHUNK, 0));
-        for ((states, labels), weights) in chunks {
+        let split = |tensor: &Tensor| tensor.split_with_sizes(self.chunks.as_slice(), 0);
+        for ((states, labels), weights) in split(&states).into_iter().zip(split(&labels)).zip(split(&weights)) {
             let log_softmax = states.matmul(&head.to_kind(Kind::Float).tr()).log_softmax(-1, Kind::Float);
             (log_softmax.gather(1, &labels.unsqueeze(1), false).squeeze_dim(1) * weights).sum(Kind::Float).backward();
         }
@@ -160,7 +175,7 @@ mod tests {
         let head = Tensor::randn([vocab, width], options).set_requires_grad(true);
         // Two responses whose first labels come from one state; together longer than a chunk.
         let response = |start: i64, len: i64| PackedResponse {
-            from: std::iter::once(20).chain(start..start + len).collect(),
+            from: std::iter::once(20).chain(start..start + len).collect::<Vec<i64>>(),
             labels: (0..=len).map(|i| (i * 7 + start) % vocab).collect(),
         };
         let responses = vec![response(21, 300), response(321, 350)];
@@ -177,12 +192,15 @@ mod tests {
         let plain = Tensor::stack(&plain, 0);
         let expected = Tensor::run_backward(&[(&plain * &weights).sum(Kind::Double)], &[&hidden, &head], false, false);
 
-        let batch = PackedBatch { responses, ..PackedBatch::default() };
-        let ours = log_probs(&hidden.detach(), &head.detach(), &batch, Gradients::Wanted);
+        let prompts = vec![PackedPrompt { tokens: 0..700, segments: 0..0, responses: 0..2 }];
+        let batch = PackedBatch { responses, prompts, ..PackedBatch::default() };
+        let predictors = Tensor::from_slice(&batch.predictors());
+        let states = hidden.detach().index_select(0, &predictors);
+        let ours = log_probs(&states, &head.detach(), &batch, Gradients::Wanted);
         let difference = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
         assert!(difference(&ours.sums(), &plain.detach()) < 1e-3, "{}", difference(&ours.sums(), &plain));
-        assert!(difference(&ours.pull_back(&weights, &hidden), &expected[0]) < 1e-5);
-        ours.push_into_head(&weights, &hidden, &head, &batch);
+        assert!(difference(&ours.pull_back(&weights, &states), &expected[0].index_select(0, &predictors)) < 1e-5);
+        ours.push_into_head(&weights, &states, &head, &batch);
         assert!(difference(&head.grad(), &expected[1]) < 1e-3);
     }
 }

@@ -5,7 +5,7 @@ use mdpo::eval::{End, Generation, Request, Sampling};
 use mdpo::image::Pixels;
 use mdpo::model::language::Keep;
 use mdpo::model::load::Plan;
-use mdpo::model::{DeviceBatch, Model, Shape};
+use mdpo::model::{DeviceBatch, Model, Shape, States};
 use mdpo::nn::{Pass, Role};
 use mdpo::text::pack::PackedBatch;
 use mdpo::text::{ImageSlot, Tokens};
@@ -122,7 +122,7 @@ fn the_cache_gives_what_the_whole_sequence_gives_with_and_without_adapter() {
                 let mut packed = PackedBatch::default();
                 packed.push(&whole, &[], |image| image);
                 let features = tch::no_grad(|| model.features(&images.iter().collect::<Vec<_>>(), pass));
-                let batch = DeviceBatch::new(packed, Device::Cpu);
+                let batch = DeviceBatch::with_states(packed, Device::Cpu, States::All);
                 let run = model.forward(&batch, features.as_ref(), pass, Keep::Nothing);
                 let last = run.hidden().get(whole.ids.len() as i64 - 1);
                 let best = model.language.head(pass).matmul(&last).argmax(0, false).int64_value(&[]);

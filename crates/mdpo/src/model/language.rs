@@ -3,9 +3,10 @@
 use super::config::LanguageConfig;
 use super::load::Loader;
 use crate::Result;
-use crate::nn::{self, Linear, Param, Pass, RmsNorm, Role, Rope};
+use crate::nn::{self, Layout, Linear, Param, Pass, RmsNorm, Role, Rope, Span};
 use crate::text::pack::Segment;
-use tch::{Kind, Tensor};
+use std::ops::Range;
+use tch::{Device, Kind, Tensor};
 
 /// A decoder without its head's softmax: token ids to final hidden states.
 #[derive(Debug)]
@@ -32,10 +33,77 @@ struct Layer {
     down: Linear,
 }
 
+/// Tokens that run through the layers together, and which of their final states are wanted.
+#[derive(Debug)]
+pub struct Piece {
+    /// Where they stand in the batch.
+    pub tokens: Range<usize>,
+    positions: Tensor,
+    layout: Layout,
+    last: LastLayer,
+}
+
+/// What the last layer computes: keys and values of every token, everything else only where a state is wanted.
+#[derive(Debug)]
+struct LastLayer {
+    layout: Layout,
+    /// Its tokens within the piece, ascending; nothing when it computes all of them.
+    rows: Option<Tensor>,
+    /// The wanted states among its rows; nothing when all of them are.
+    wanted: Option<Tensor>,
+}
+
+impl Piece {
+    /// The tokens `tokens` of a batch with their `positions`, whose `segments` see nothing outside; `wanted` are the flat indices of
+    /// the wanted states, ascending. All three are those of the batch.
+    pub fn new(
+        tokens: Range<usize>,
+        positions: &[i64],
+        segments: &[Segment],
+        wanted: impl Iterator<Item = i64>,
+        device: Device,
+    ) -> Self {
+        let own = |segment: &Segment| Segment {
+            start: segment.start - tokens.start,
+            prefix: segment.prefix.map(|(start, len)| (start - tokens.start, len)),
+            ..*segment
+        };
+        let segments: Vec<Segment> = segments.iter().map(own).collect();
+        let wanted: Vec<i64> = wanted.map(|row| row - tokens.start as i64).collect();
+        let last = LastLayer::new(&segments, &wanted, device);
+        let positions = Tensor::from_slice(&positions[tokens.clone()]).to_device(device);
+        let layout = Layout::new(segments.into_iter().map(Span::whole).collect(), device);
+        Piece { tokens, positions, layout, last }
+    }
+}
+
+impl LastLayer {
+    fn new(segments: &[Segment], wanted: &[i64], device: Device) -> Self {
+        let span = |segment: &Segment| {
+            let inside = |&&row: &&i64| (segment.start..segment.start + segment.len).contains(&(row as usize));
+            let first = *wanted.iter().find(inside)? as usize - segment.start;
+            let last = *wanted.iter().rfind(inside)? as usize - segment.start;
+            Some(Span { segment: *segment, first, len: last + 1 - first })
+        };
+        let spans: Vec<Span> = segments.iter().filter_map(span).collect();
+        let rows: Vec<i64> = spans.iter().flat_map(|span| span.rows().map(|row| row as i64)).collect();
+        let among: Vec<i64> = (0i64..).zip(&rows).filter(|(_, row)| wanted.contains(row)).map(|(i, _)| i).collect();
+        let tokens: usize = segments.iter().map(|segment| segment.len).sum();
+        let index = |values: &[i64]| Tensor::from_slice(values).to_device(device);
+        LastLayer {
+            layout: Layout::new(spans, device),
+            rows: (rows.len() < tokens).then(|| index(&rows)),
+            wanted: (among.len() < rows.len()).then(|| index(&among)),
+        }
+    }
+}
+
 /// What the queries of a pass may see.
 enum Sight<'a> {
-    /// The segments of a packed batch.
-    Packed(&'a [Segment]),
+    /// Every token is a query.
+    Packed(&'a Layout),
+    /// As much as the last layer needs.
+    Last(&'a LastLayer),
     /// Everything so far: keys and values of one layer, `[tokens, kv_heads, head_dim]`, which the pass extends.
     Cache(&'a mut Option<(Tensor, Tensor)>),
 }
@@ -57,10 +125,19 @@ pub enum Keep {
     LayerInputs,
 }
 
+/// Whether something before the layers is trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Embeddings {
+    /// Nothing is: the first layer's input needs no gradient.
+    Constant,
+    /// They have a graph.
+    Graph,
+}
+
 /// A finished forward pass.
 #[derive(Debug)]
 pub struct Run {
-    /// Final hidden states `[tokens, width]`, after the last norm, without a graph.
+    /// The wanted final hidden states `[wanted, width]`, after the last norm, without a graph.
     pub hidden: Tensor,
     tape: Tape,
 }
@@ -68,7 +145,7 @@ pub struct Run {
 #[derive(Debug)]
 enum Tape {
     Nothing,
-    Graph(Tensor),
+    Graph { input: Tensor, output: Tensor },
     LayerInputs(Vec<Tensor>),
 }
 
@@ -111,60 +188,84 @@ impl Language {
         Tensor::embedding(&self.embedding.get(pass.role), ids, -1, false, false)
     }
 
-    /// Runs the layers over a packed batch of embeddings `[tokens, width]` at `positions` `[tokens]`.
-    pub fn run(&self, x: Tensor, positions: &Tensor, segments: &[Segment], pass: Pass, keep: Keep) -> Run {
-        let tables = self.rope.tables(positions, x.kind());
-        let layer = |layer: &Layer, x: &Tensor| layer.forward(x, &tables, Sight::Packed(segments), pass);
+    /// Runs the layers over the embeddings `[tokens, width]` of a piece.
+    pub fn run(&self, x: Tensor, piece: &Piece, pass: Pass, keep: Keep) -> Run {
+        let tables = self.rope.tables(&piece.positions, x.kind());
+        let stages = 0..self.layers.len();
         match keep {
             Keep::Nothing => tch::no_grad(|| {
-                let x = self.layers.iter().fold(x, |x, l| layer(l, &x));
-                Run { hidden: self.norm.forward(&x, pass), tape: Tape::Nothing }
+                let x = stages.fold(x, |x, stage| self.stage(stage, &x, &tables, piece, pass));
+                Run { hidden: self.finish(&x, piece, pass), tape: Tape::Nothing }
             }),
             Keep::Graph => {
-                let x = self.layers.iter().fold(x, |x, l| layer(l, &x));
-                let hidden = self.norm.forward(&x, pass);
-                Run { hidden: hidden.detach(), tape: Tape::Graph(hidden) }
+                // The graph ends at the input: what is behind it is shared by all pieces and passed once.
+                let input = x.detach().set_requires_grad(x.requires_grad());
+                let x = stages.fold(input.shallow_clone(), |x, stage| self.stage(stage, &x, &tables, piece, pass));
+                let output = self.finish(&x, piece, pass);
+                Run { hidden: output.detach(), tape: Tape::Graph { input, output } }
             }
             Keep::LayerInputs => tch::no_grad(|| {
                 let mut inputs = vec![x.detach()];
-                for l in &self.layers {
-                    inputs.push(layer(l, &inputs[inputs.len() - 1]));
+                for stage in stages {
+                    inputs.push(self.stage(stage, &inputs[inputs.len() - 1], &tables, piece, pass));
                 }
-                let hidden = self.norm.forward(&inputs[inputs.len() - 1], pass);
+                let hidden = self.finish(&inputs[inputs.len() - 1], piece, pass);
                 Run { hidden, tape: Tape::LayerInputs(inputs) }
             }),
         }
     }
 
-    /// Pushes `gradient` (like `run.hidden`) back into every trained weight; the result is the gradient of the embeddings where the
-    /// pass kept layer inputs, since their graph ends there. A pass that kept the graph has already gone on into the embeddings.
+    fn stage(&self, stage: usize, x: &Tensor, tables: &(Tensor, Tensor), piece: &Piece, pass: Pass) -> Tensor {
+        let sight = match stage + 1 == self.layers.len() {
+            true => Sight::Last(&piece.last),
+            false => Sight::Packed(&piece.layout),
+        };
+        self.layers[stage].forward(x, tables, sight, pass)
+    }
+
+    /// The wanted states of the last layer's rows, after the last norm.
+    fn finish(&self, x: &Tensor, piece: &Piece, pass: Pass) -> Tensor {
+        match &piece.last.wanted {
+            Some(wanted) => self.norm.forward(&x.index_select(0, wanted), pass),
+            None => self.norm.forward(x, pass),
+        }
+    }
+
+    /// Pushes `gradient` (like `run.hidden`) back into every trained weight; the result is the gradient of the embeddings, where
+    /// `embeddings` asks for it.
     pub fn backward(
         &self,
         run: Run,
         gradient: &Tensor,
-        positions: &Tensor,
-        segments: &[Segment],
+        piece: &Piece,
         pass: Pass,
+        embeddings: Embeddings,
     ) -> Option<Tensor> {
         match run.tape {
             Tape::Nothing => None,
-            Tape::Graph(hidden) => {
+            Tape::Graph { input, output } => {
                 // Nothing is trained on the way to a batch without images where only the eyes are.
-                if hidden.requires_grad() {
-                    push_back(&hidden, gradient);
+                if output.requires_grad() {
+                    push_back(&output, gradient);
                 }
-                None
+                (embeddings == Embeddings::Graph).then(|| input.grad())
             }
             Tape::LayerInputs(mut inputs) => {
-                let tables = self.rope.tables(positions, gradient.kind());
+                let tables = self.rope.tables(&piece.positions, gradient.kind());
                 let mut gradient = gradient.shallow_clone();
                 for stage in (0..=self.layers.len()).rev() {
-                    let x = inputs.pop()?.set_requires_grad(true);
-                    let y = match self.layers.get(stage) {
-                        None => self.norm.forward(&x, pass),
-                        Some(layer) => layer.forward(&x, &tables, Sight::Packed(segments), pass),
+                    let wanted = stage > 0 || embeddings == Embeddings::Graph;
+                    let x = inputs.pop()?.set_requires_grad(wanted);
+                    let y = match stage == self.layers.len() {
+                        true => self.finish(&x, piece, pass),
+                        false => self.stage(stage, &x, &tables, piece, pass),
                     };
-                    push_back(&y, &gradient);
+                    if y.requires_grad() {
+                        push_back(&y, &gradient);
+                    }
+                    if !wanted {
+                        return None;
+                    }
                     gradient = x.grad();
                 }
                 Some(gradient)
@@ -209,24 +310,32 @@ impl Layer {
 
     fn forward(&self, x: &Tensor, tables: &(Tensor, Tensor), sight: Sight, pass: Pass) -> Tensor {
         pass.enter_layer(self.index);
-        let tokens = x.size()[0];
         let normed = self.input_norm.forward(x, pass);
-        let heads = |linear: &Linear| linear.forward(&normed, pass).view([tokens, -1, self.head_dim]);
-        let (query, key) = (Rope::apply(&heads(&self.query), tables), Rope::apply(&heads(&self.key), tables));
-        let value = heads(&self.value);
-        let attended = match sight {
-            Sight::Packed(segments) => nn::attend(&query, &key, &value, segments),
+        let heads = |linear: &Linear, x: &Tensor| linear.forward(x, pass).view([x.size()[0], -1, self.head_dim]);
+        let key = Rope::apply(&heads(&self.key, &normed), tables);
+        let value = heads(&self.value, &normed);
+        let all_queries = || Rope::apply(&heads(&self.query, &normed), tables);
+        let (attended, x) = match sight {
+            Sight::Packed(layout) => (nn::attend(&all_queries(), &key, &value, layout), x.shallow_clone()),
+            Sight::Last(LastLayer { layout, rows: None, .. }) => {
+                (nn::attend(&all_queries(), &key, &value, layout), x.shallow_clone())
+            }
+            Sight::Last(LastLayer { layout, rows: Some(rows), .. }) => {
+                let at = |tensor: &Tensor| tensor.index_select(0, rows);
+                let query = Rope::apply(&heads(&self.query, &at(&normed)), &(at(&tables.0), at(&tables.1)));
+                (nn::attend(&query, &key, &value, layout), at(x))
+            }
             Sight::Cache(cache) => {
                 let (keys, values) = match cache.take() {
                     Some((k, v)) => (Tensor::cat(&[&k, &key], 0), Tensor::cat(&[&v, &value], 0)),
                     None => (key, value),
                 };
-                let attended = nn::attend_cached(&query, &keys, &values);
+                let attended = nn::attend_cached(&all_queries(), &keys, &values);
                 *cache = Some((keys, values));
-                attended
+                (attended, x.shallow_clone())
             }
         };
-        let x = x + self.out.forward(&attended.reshape([tokens, -1]), pass);
+        let x = &x + self.out.forward(&attended.reshape([x.size()[0], -1]), pass);
         let normed = self.mlp_norm.forward(&x, pass);
         let gated = self.gate.forward(&normed, pass).silu() * self.up.forward(&normed, pass);
         x + self.down.forward(&gated, pass)

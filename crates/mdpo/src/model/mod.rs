@@ -11,8 +11,9 @@ use crate::Result;
 use crate::image::Pixels;
 use crate::nn::Pass;
 use crate::text::pack::PackedBatch;
-use language::{Cache, Keep, Language};
+use language::{Cache, Embeddings, Keep, Language, Piece};
 use load::{Plan, Trainable};
+use std::ops::Range;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
@@ -83,39 +84,69 @@ pub struct DeviceBatch {
     pub packed: PackedBatch,
     ids: Tensor,
     positions: Tensor,
+    pieces: Vec<Piece>,
     /// Flat index of every image token, in the order of `image_rows`.
     image_places: Option<Tensor>,
     /// Row of the flattened features for every image token.
     image_rows: Option<Tensor>,
 }
 
+/// Which final hidden states a pass gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum States {
+    /// Those that predict a label ([`PackedBatch::predictors`]), which is all that log-probs need.
+    Predictors,
+    /// Those of every token.
+    All,
+}
+
 impl DeviceBatch {
     /// Moves a packed batch to `device`.
     pub fn new(packed: PackedBatch, device: Device) -> Self {
+        Self::with_states(packed, device, States::Predictors)
+    }
+
+    /// Moves a packed batch to `device`, for passes that give `states`.
+    pub fn with_states(packed: PackedBatch, device: Device, states: States) -> Self {
         let ids = Tensor::from_slice(&packed.ids).to_device(device);
         let positions = Tensor::from_slice(&packed.positions).to_device(device);
+        let wanted = match states {
+            States::Predictors => packed.predictors(),
+            States::All => (0..packed.ids.len() as i64).collect(),
+        };
+        let piece = |tokens: Range<usize>, segments: Range<usize>| {
+            let inside = wanted.iter().copied().filter(|&row| tokens.contains(&(row as usize)));
+            Piece::new(tokens.clone(), &packed.positions, &packed.segments[segments], inside, device)
+        };
+        let pieces = match device {
+            // One prompt after the other: as quick on a CPU, leaner, and what a prompt gives does not depend on its neighbours.
+            Device::Cpu => packed.prompts.iter().map(|p| piece(p.tokens.clone(), p.segments.clone())).collect(),
+            _ if packed.segments.is_empty() => Vec::new(),
+            _ => vec![piece(0..packed.ids.len(), 0..packed.segments.len())],
+        };
         let slots = || packed.images.iter().flat_map(|image| (0..image.len).map(move |i| (image, i)));
         let places: Vec<i64> = slots().map(|(image, i)| (image.start + i) as i64).collect();
         let rows: Vec<i64> = slots().map(|(image, i)| (image.image * image.len + i) as i64).collect();
         let indices = |values: &[i64]| (!values.is_empty()).then(|| Tensor::from_slice(values).to_device(device));
         let (image_places, image_rows) = (indices(&places), indices(&rows));
-        DeviceBatch { packed, ids, positions, image_places, image_rows }
+        DeviceBatch { packed, ids, positions, pieces, image_places, image_rows }
     }
 }
 
 /// A finished forward pass of the whole model.
 #[derive(Debug)]
 pub struct ModelRun {
-    run: language::Run,
+    runs: Vec<language::Run>,
+    hidden: Tensor,
     /// The embeddings with their graph, where something before the layers is trained.
     embeddings: Tensor,
     pass: Pass,
 }
 
 impl ModelRun {
-    /// Final hidden states `[tokens, width]`, without a graph.
+    /// Final hidden states `[states, width]`, those that the batch asks for, without a graph.
     pub fn hidden(&self) -> &Tensor {
-        &self.run.hidden
+        &self.hidden
     }
 }
 
@@ -130,16 +161,19 @@ impl Model {
         self.language.head(Pass::of(crate::nn::Role::Reference)).kind()
     }
 
-    /// The tower's features `[images, tokens, width]` of processed images, one forward for all of them.
+    /// The tower's features `[images, tokens, width]` of processed images: on a CPU one image after the other, so that those of an
+    /// image do not depend on its neighbours, elsewhere one forward for all of them.
     pub fn features(&self, images: &[&Pixels], pass: Pass) -> Option<Tensor> {
         let vision = self.vision.as_ref()?;
         let one =
             |image: &&Pixels| Tensor::from_slice(&image.values).view([1, 3, image.height as i64, image.width as i64]);
-        if images.is_empty() {
-            return None;
-        }
-        let pixels = Tensor::cat(&images.iter().map(one).collect::<Vec<_>>(), 0);
-        Some(vision.tower.forward(&pixels.to_device(self.device).to_kind(self.kind()), pass))
+        let together = if self.device == Device::Cpu { 1 } else { images.len().max(1) };
+        let some = |images: &[&Pixels]| {
+            let pixels = Tensor::cat(&images.iter().map(one).collect::<Vec<_>>(), 0);
+            vision.tower.forward(&pixels.to_device(self.device).to_kind(self.kind()), pass)
+        };
+        let features: Vec<Tensor> = images.chunks(together).map(some).collect();
+        (!features.is_empty()).then(|| Tensor::cat(&features, 0))
     }
 
     /// The tower's features after the projector `[images · tokens, width]`.
@@ -165,16 +199,27 @@ impl Model {
             Keep::Nothing => tch::no_grad(|| self.embed(batch, features, pass)),
             Keep::Graph | Keep::LayerInputs => self.embed(batch, features, pass),
         };
-        let run = self.language.run(embeddings.shallow_clone(), &batch.positions, &batch.packed.segments, pass, keep);
-        ModelRun { run, embeddings, pass }
+        let of = |piece: &Piece| match batch.pieces.len() {
+            1 => embeddings.shallow_clone(),
+            _ => embeddings.narrow(0, piece.tokens.start as i64, piece.tokens.len() as i64),
+        };
+        let run = |piece: &Piece| self.language.run(of(piece), piece, pass, keep);
+        let runs: Vec<language::Run> = batch.pieces.iter().map(run).collect();
+        let hidden = Tensor::cat(&runs.iter().map(|run| &run.hidden).collect::<Vec<_>>(), 0);
+        ModelRun { runs, hidden, embeddings, pass }
     }
 
     /// Pushes the gradient of the hidden states back into every trained weight.
     pub fn backward(&self, batch: &DeviceBatch, run: ModelRun, gradient: &Tensor) {
-        let ModelRun { run, embeddings, pass } = run;
-        let gradient = self.language.backward(run, gradient, &batch.positions, &batch.packed.segments, pass);
-        if let (Some(gradient), true) = (gradient, embeddings.requires_grad()) {
-            language::push_back(&embeddings, &gradient);
+        let ModelRun { runs, embeddings, pass, .. } = run;
+        let before = if embeddings.requires_grad() { Embeddings::Graph } else { Embeddings::Constant };
+        let sizes: Vec<i64> = runs.iter().map(|run| run.hidden.size()[0]).collect();
+        let gradients = gradient.split_with_sizes(sizes, 0);
+        let pieces = batch.pieces.iter().zip(runs).zip(&gradients);
+        let back = |((piece, run), gradient)| self.language.backward(run, gradient, piece, pass, before);
+        let gradients: Vec<Option<Tensor>> = pieces.map(back).collect();
+        if let Some(gradients) = gradients.into_iter().collect::<Option<Vec<Tensor>>>() {
+            language::push_back(&embeddings, &Tensor::cat(&gradients, 0));
         }
     }
 

@@ -4,27 +4,79 @@
 
 use super::precision::{self, Mask};
 use crate::text::pack::Segment;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
-/// Causal attention of every segment.
+/// Some queries of a segment: a run of its tokens, which see the segment's prefix and its tokens up to themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// The segment.
+    pub segment: Segment,
+    /// First query, counted from the segment's start.
+    pub first: usize,
+    /// How many queries, at least one.
+    pub len: usize,
+}
+
+impl Span {
+    /// All tokens of a segment.
+    pub fn whole(segment: Segment) -> Self {
+        Span { segment, first: 0, len: segment.len }
+    }
+
+    /// Flat indices of its queries.
+    pub fn rows(&self) -> std::ops::Range<usize> {
+        let start = self.segment.start + self.first;
+        start..start + self.len
+    }
+}
+
+/// Which queries see which keys, made once for all layers of a batch.
+#[derive(Debug)]
+pub struct Layout {
+    spans: Vec<Span>,
+    /// Per span what libtorch's own causal flag cannot say.
+    masks: Vec<Option<Tensor>>,
+}
+
+impl Layout {
+    /// A layout on `device`.
+    pub fn new(spans: Vec<Span>, device: Device) -> Self {
+        let mask = |span: &Span| {
+            let keys = span.segment.prefix.map_or(0, |(_, len)| len) + span.first + span.len;
+            (1 < span.len && span.len < keys).then(|| bottom_right(span.len, keys, (Kind::Float, device)))
+        };
+        Layout { masks: spans.iter().map(mask).collect(), spans }
+    }
+
+    /// Its spans in order.
+    pub fn spans(&self) -> &[Span] {
+        &self.spans
+    }
+}
+
+/// Causal attention of every span.
 ///
-/// Queries are `[tokens, heads, head_dim]`, keys and values `[tokens, kv_heads, head_dim]`; the result is like the queries. Grouped
-/// heads share keys as in transformers (`enable_gqa`); scores are scaled by 1/√head_dim.
-pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, segments: &[Segment]) -> Tensor {
+/// Queries are `[queries, heads, head_dim]`, those of the spans one after the other; keys and values `[tokens, kv_heads, head_dim]`;
+/// the result is like the queries. Grouped heads share keys as in transformers (`enable_gqa`); scores are scaled by 1/√head_dim.
+pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, layout: &Layout) -> Tensor {
     let heads_first = |x: &Tensor, start: usize, len: usize| x.narrow(0, start as i64, len as i64).transpose(0, 1);
-    let outputs: Vec<Tensor> = segments
-        .iter()
-        .map(|segment| {
-            let own = |x: &Tensor| heads_first(x, segment.start, segment.len);
-            let out = match segment.prefix {
-                None => attention(&own(q), &own(k), &own(v), Mask::Causal),
-                Some((start, len)) => {
-                    let whole = |x: &Tensor| Tensor::cat(&[heads_first(x, start, len), own(x)], 1);
-                    let mask = bottom_right(segment.len, len + segment.len, q);
-                    attention(&own(q), &whole(k), &whole(v), Mask::Additive(&mask))
-                }
+    let mut done = 0;
+    let spans = layout.spans.iter().zip(&layout.masks);
+    let outputs: Vec<Tensor> = spans
+        .map(|(span, mask)| {
+            let queries = heads_first(q, done, span.len);
+            done += span.len;
+            let own = |x: &Tensor| heads_first(x, span.segment.start, span.first + span.len);
+            let seen = |x: &Tensor| match span.segment.prefix {
+                None => own(x),
+                Some((start, len)) => Tensor::cat(&[heads_first(x, start, len), own(x)], 1),
             };
-            out.transpose(0, 1)
+            let mask = match mask {
+                Some(mask) => Mask::Additive(mask),
+                None if span.len == 1 => Mask::None,
+                None => Mask::Causal,
+            };
+            attention(&queries, &seen(k), &seen(v), mask).transpose(0, 1)
         })
         .collect();
     Tensor::cat(&outputs, 0)
@@ -34,7 +86,7 @@ pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, segments: &[Segment]) -> Tenso
 /// `[old + new, kv_heads, head_dim]`.
 pub fn attend_cached(q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
     let (new, all) = (q.size()[0] as usize, k.size()[0] as usize);
-    let mask = (1 < new && new < all).then(|| bottom_right(new, all, q));
+    let mask = (1 < new && new < all).then(|| bottom_right(new, all, (q.kind(), q.device())));
     let mask = match &mask {
         Some(mask) => Mask::Additive(mask),
         None if new == all => Mask::Causal,
@@ -52,16 +104,15 @@ fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask) -> Tensor {
 
 /// Additive mask `[queries, keys]`: query i sees all keys but the last `queries - 1 - i`. libtorch's own causal flag is aligned
 /// top-left on CPU, which is another mask when there are more keys than queries.
-fn bottom_right(queries: usize, keys: usize, like: &Tensor) -> Tensor {
-    let hidden =
-        Tensor::ones([queries as i64, keys as i64], (Kind::Bool, like.device())).triu((keys - queries) as i64 + 1);
-    Tensor::zeros([queries as i64, keys as i64], (like.kind(), like.device())).masked_fill(&hidden, f64::NEG_INFINITY)
+fn bottom_right(queries: usize, keys: usize, options: (Kind, Device)) -> Tensor {
+    let size = [queries as i64, keys as i64];
+    let hidden = Tensor::ones(size, (Kind::Bool, options.1)).triu((keys - queries) as i64 + 1);
+    Tensor::zeros(size, options).masked_fill(&hidden, f64::NEG_INFINITY)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Device;
 
     /// Softmax attention written out, with grouped heads repeated: the definition.
     fn plain(q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
@@ -70,7 +121,10 @@ mod tests {
         let (q, k, v) = (q.transpose(0, 1), repeat(k), repeat(v));
         let scores = q.matmul(&k.transpose(1, 2)) / (q.size()[2] as f64).sqrt();
         let [rows, columns] = [q.size()[1] as usize, k.size()[1] as usize];
-        (scores + bottom_right(rows, columns, &q)).softmax(-1, Kind::Double).matmul(&v).transpose(0, 1)
+        (scores + bottom_right(rows, columns, (Kind::Double, Device::Cpu)))
+            .softmax(-1, Kind::Double)
+            .matmul(&v)
+            .transpose(0, 1)
     }
 
     #[test]
@@ -86,7 +140,8 @@ mod tests {
             [segment(0, prompt, None), segment(prompt, first, prefix), segment(prompt + first, second, prefix)];
         let weights = Tensor::randn([prompt + first + second, 4, 8], options);
 
-        let ours = attend(&q, &k, &v, &segments);
+        let layout = Layout::new(segments.map(Span::whole).to_vec(), Device::Cpu);
+        let ours = attend(&q, &k, &v, &layout);
         let ours_grad = Tensor::run_backward(&[(&ours * &weights).sum(Kind::Double)], &[&q, &k, &v], false, false);
 
         let rows =
@@ -102,5 +157,12 @@ mod tests {
         for (a, b) in ours_grad.iter().zip(&theirs_grad) {
             assert!(difference(a, b) < 1e-12);
         }
+
+        // Some of the queries see what they would see among all.
+        let spans = [(0, 6, 1), (1, 1, 2), (2, 0, 3)].map(|(i, first, len)| Span { segment: segments[i], first, len });
+        let rows: Vec<i64> = spans.iter().flat_map(|span| span.rows().map(|row| row as i64)).collect();
+        let rows = Tensor::from_slice(&rows);
+        let some = attend(&q.index_select(0, &rows), &k, &v, &Layout::new(spans.to_vec(), Device::Cpu));
+        assert!(difference(&some, &ours.index_select(0, &rows)) < 1e-12);
     }
 }

@@ -10,7 +10,7 @@ mod param;
 pub(crate) mod precision;
 mod rope;
 
-pub use attention::{attend, attend_cached};
+pub use attention::{Layout, Span, attend, attend_cached};
 pub use linear::{Linear, LoraAdapter, LoraWeights};
 pub use norm::{LayerNorm, RmsNorm};
 pub use param::Param;

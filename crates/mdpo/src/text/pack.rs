@@ -5,6 +5,7 @@
 //! is two prompts (prefix sharing as in arXiv 2410.20305, with any number of responses).
 
 use super::Tokens;
+use std::ops::Range;
 
 /// A batch of prompts with their responses, ready for the model.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -15,6 +16,8 @@ pub struct PackedBatch {
     pub positions: Vec<i64>,
     /// Runs of tokens that attend alike, in order, covering `ids` without gaps.
     pub segments: Vec<Segment>,
+    /// Prompts with all that hangs on them, in order, covering `ids` without gaps; nothing of one sees anything of another.
+    pub prompts: Vec<PackedPrompt>,
     /// What is predicted, one entry per response in the order in which they were added.
     pub responses: Vec<PackedResponse>,
     /// Where image features go.
@@ -30,6 +33,17 @@ pub struct Segment {
     pub len: usize,
     /// The prompt before it (start and length) for a response, nothing for a prompt.
     pub prefix: Option<(usize, usize)>,
+}
+
+/// A prompt and its responses within a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PackedPrompt {
+    /// Its tokens and those of its responses.
+    pub tokens: Range<usize>,
+    /// Its own segment and those of its responses.
+    pub segments: Range<usize>,
+    /// Its responses.
+    pub responses: Range<usize>,
 }
 
 /// The predictions of one response.
@@ -59,6 +73,7 @@ impl PackedBatch {
     /// The prompt holds at least one token, each response at least one.
     pub fn push(&mut self, prompt: &Tokens, responses: &[&Tokens], images: impl Fn(usize) -> usize) {
         let prompt_start = self.ids.len();
+        let (first_segment, first_response) = (self.segments.len(), self.responses.len());
         self.push_segment(prompt, prompt.ids.len(), 0, None, &images);
         let prompt_len = prompt.ids.len();
         for response in responses {
@@ -74,6 +89,11 @@ impl PackedBatch {
                 labels: counted().map(|i| i64::from(response.ids[i])).collect(),
             });
         }
+        self.prompts.push(PackedPrompt {
+            tokens: prompt_start..self.ids.len(),
+            segments: first_segment..self.segments.len(),
+            responses: first_response..self.responses.len(),
+        });
     }
 
     fn push_segment(
@@ -93,6 +113,44 @@ impl PackedBatch {
             len: slot.len,
             image: images(slot.image),
         }));
+    }
+
+    /// Flat indices of the tokens that predict a label, ascending, each once: only their hidden states are needed.
+    pub fn predictors(&self) -> Vec<i64> {
+        let mut all: Vec<i64> = self.responses.iter().flat_map(|response| response.from.iter().copied()).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// The batch of some of its prompts, in the order of `which`; images keep their numbers.
+    pub fn subset(&self, which: &[usize]) -> PackedBatch {
+        let mut subset = PackedBatch::default();
+        for prompt in which.iter().map(|&i| &self.prompts[i]) {
+            let (old, new) = (prompt.tokens.start, subset.ids.len());
+            let (first_segment, first_response) = (subset.segments.len(), subset.responses.len());
+            subset.ids.extend(&self.ids[prompt.tokens.clone()]);
+            subset.positions.extend(&self.positions[prompt.tokens.clone()]);
+            let segments = self.segments[prompt.segments.clone()].iter();
+            subset.segments.extend(segments.map(|segment| Segment {
+                start: segment.start - old + new,
+                prefix: segment.prefix.map(|(start, len)| (start - old + new, len)),
+                ..*segment
+            }));
+            let responses = self.responses[prompt.responses.clone()].iter();
+            subset.responses.extend(responses.map(|response| PackedResponse {
+                from: response.from.iter().map(|from| from - old as i64 + new as i64).collect(),
+                labels: response.labels.clone(),
+            }));
+            let inside = self.images.iter().filter(|image| prompt.tokens.contains(&image.start));
+            subset.images.extend(inside.map(|image| PackedImage { start: image.start - old + new, ..*image }));
+            subset.prompts.push(PackedPrompt {
+                tokens: new..subset.ids.len(),
+                segments: first_segment..subset.segments.len(),
+                responses: first_response..subset.responses.len(),
+            });
+        }
+        subset
     }
 
     /// How many labels all responses predict together.
@@ -158,6 +216,27 @@ mod tests {
                 }
             }
             prop_assert_eq!(end, batch.ids.len());
+        }
+
+        #[test]
+        fn a_subset_is_what_its_prompts_would_have_been_packed_as(
+            groups in prop::collection::vec((1usize..9, prop::collection::vec(1usize..7, 0..4)), 1..5), skip in 0usize..5
+        ) {
+            let pack = |which: &[usize]| {
+                let mut batch = PackedBatch::default();
+                for &i in which {
+                    let (prompt, responses) = &groups[i];
+                    let mut prompt = tokens((0..*prompt as u32).map(|id| id + 100 * i as u32).collect(), false);
+                    prompt.images.push(super::super::ImageSlot { start: 0, len: 1, image: 0 });
+                    let responses: Vec<_> =
+                        responses.iter().map(|&n| tokens((0..n as u32).map(|id| id + 50).collect(), true)).collect();
+                    batch.push(&prompt, &responses.iter().collect::<Vec<_>>(), |_| i);
+                }
+                batch
+            };
+            let all: Vec<usize> = (0..groups.len()).collect();
+            let some: Vec<usize> = all.iter().copied().filter(|&i| i != skip).collect();
+            prop_assert_eq!(pack(&all).subset(&some), pack(&some));
         }
     }
 }
