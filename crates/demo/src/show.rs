@@ -105,7 +105,7 @@ fn measure(run: &Run, adapter: Option<&Path>) -> Result<Measures> {
 
 /// Prints what the model says of a few held-out scenes, before and after.
 fn tell(run: &Run, adapter: &Path, scenes: &Path) -> Result<()> {
-    let inputs = Inputs::open(run)?;
+    let inputs = Inputs::open(run, train::PictureCheck::Header)?;
     let device = train::device(run.model.device)?;
     let load = |adapter: Option<&Path>| -> Result<Model> {
         let adapter = adapter.map(weights::lora::read).transpose()?;

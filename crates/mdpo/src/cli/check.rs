@@ -2,7 +2,7 @@
 
 use super::Done;
 use crate::config;
-use crate::train::{self, Inputs, memory};
+use crate::train::{self, Inputs, PictureCheck, memory};
 use clap::Args;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -19,7 +19,7 @@ pub(super) struct Check {
 impl Check {
     pub fn run(&self) -> Done {
         let run = config::load(&self.recipe, &self.overrides)?;
-        let inputs = Inputs::open(&run)?;
+        let inputs = Inputs::open(&run, PictureCheck::Decode)?;
         let trained = train::try_load(&run, &inputs)?;
         let report = &inputs.report;
         let (longest, index) = report.longest;

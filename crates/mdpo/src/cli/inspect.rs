@@ -53,7 +53,7 @@ impl Inspect {
     pub fn run(&self) -> Done {
         let run = config::load(&self.recipe, &self.overrides)?;
         let device = train::device(run.model.device)?;
-        let inputs = Inputs::open(&run)?;
+        let inputs = Inputs::open(&run, train::PictureCheck::Header)?;
         let examples = &inputs.examples;
         let Some(example) = examples.get(self.example) else {
             let what = format!("{} is not there: the data has {} usable rows", self.example, examples.len());

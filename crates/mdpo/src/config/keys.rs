@@ -102,6 +102,7 @@ pub(super) const KEYS: &[Key] = &[
     key("warmup_ratio", "a number from 0 to 1", "0.0"),
     key("per_device_train_batch_size", "a whole number from 1", "8"),
     key("gradient_accumulation_steps", "a whole number from 1", "1"),
+    key("max_tokens_per_batch", "a whole number from 1", "(no budget)"),
     key("num_train_epochs", "a number above 0", "3.0"),
     key("max_steps", "a whole number from 1, or -1 for none", "-1"),
     key("gradient_checkpointing", "`none` or `layers` (also false and true)", "layers")

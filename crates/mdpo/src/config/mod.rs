@@ -330,10 +330,12 @@ pub enum Warmup {
 /// How many examples a step takes, and how long the run is.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Batch {
-    /// Examples in one forward and backward (`per_device_train_batch_size`, default 8).
+    /// Examples in one forward and backward (`per_device_train_batch_size`, default 8), where there is no budget.
     pub per_device: usize,
-    /// Micro-batches in one optimizer step (`gradient_accumulation_steps`, default 1).
+    /// How many times as many make an optimizer step (`gradient_accumulation_steps`, default 1).
     pub accumulation: usize,
+    /// Most packed tokens in one forward and backward (`max_tokens_per_batch`, default no budget); an example with more stands alone.
+    pub max_tokens: Option<usize>,
     /// How long.
     pub length: Length,
     /// What is kept of the forward pass (`gradient_checkpointing: none | layers`, also `false | true`, default `layers`).

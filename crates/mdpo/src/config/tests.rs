@@ -258,6 +258,7 @@ fn values_out_of_range_are_refused() {
         "device: cuda:1",
         "dtype: auto",
         "gradient_accumulation_steps: 0",
+        "max_tokens_per_batch: 0",
         "lora_target_modules: '.*proj'",
         "lora_target_modules: [q_proj, q_proj]",
         "lora_target_modules: [all-linear, q_proj]",
@@ -640,8 +641,15 @@ fn model_and_data() -> impl Strategy<Value = (Model, Data)> {
 fn batch_and_output() -> impl Strategy<Value = (Batch, Output)> {
     use GradientCheckpointing::{Layers, None};
     let length = prop_oneof![positive().prop_map(Length::Epochs), (1..9000_usize).prop_map(Length::Steps)];
-    let batch = (1..99_usize, 1..99_usize, length, prop::sample::select(vec![None, Layers])).prop_map(
-        |(per_device, accumulation, length, checkpointing)| Batch { per_device, accumulation, length, checkpointing },
+    let max_tokens = prop::option::of(1..99_999_usize);
+    let batch = (1..99_usize, 1..99_usize, max_tokens, length, prop::sample::select(vec![None, Layers])).prop_map(
+        |(per_device, accumulation, max_tokens, length, checkpointing)| Batch {
+            per_device,
+            accumulation,
+            max_tokens,
+            length,
+            checkpointing,
+        },
     );
     let save = prop_oneof![Just(Save::Never), Just(Save::EachEpoch), (1..999_usize).prop_map(Save::Steps)];
     let resume = prop_oneof![

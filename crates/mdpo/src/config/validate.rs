@@ -315,6 +315,7 @@ impl Recipe {
         Batch {
             per_device: self.value("per_device_train_batch_size", whole(1)),
             accumulation: self.value("gradient_accumulation_steps", whole(1)),
+            max_tokens: self.optional("max_tokens_per_batch", whole(1)),
             length: steps.map_or(Length::Epochs(epochs), Length::Steps),
             checkpointing: self.value("gradient_checkpointing", |value| {
                 use GradientCheckpointing::{Layers, None};

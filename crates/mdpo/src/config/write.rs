@@ -177,6 +177,7 @@ impl Run {
         }
         put("per_device_train_batch_size", json!(batch.per_device));
         put("gradient_accumulation_steps", json!(batch.accumulation));
+        put("max_tokens_per_batch", json!(batch.max_tokens));
         match batch.length {
             Length::Epochs(epochs) => put("num_train_epochs", json!(epochs)),
             Length::Steps(steps) => put("max_steps", json!(steps)),

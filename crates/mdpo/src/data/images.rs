@@ -1,8 +1,8 @@
 //! Where an image is: a path, a `file://` or `data:` URI, bytes, or Hugging Face's `{bytes, path}`.
 
-use std::borrow::Cow;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use super::ImageSource;
 use super::row::{Fields, Row, Value, shown};
@@ -13,12 +13,25 @@ impl ImageSource {
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn read(&self) -> Result<Cow<'_, [u8]>> {
+    pub fn read(&self) -> Result<Vec<u8>> {
+        match self {
+            ImageSource::Path(path) => std::fs::read(path).map_err(|error| Error::io("read", path, &error)),
+            ImageSource::Embedded(image) => image.start(usize::MAX),
+        }
+    }
+
+    /// Its first `limit` bytes, or all where it has fewer.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn start(&self, limit: usize) -> Result<Vec<u8>> {
         match self {
             ImageSource::Path(path) => {
-                std::fs::read(path).map(Cow::Owned).map_err(|error| Error::io("read", path, &error))
+                let mut bytes = Vec::new();
+                let read = File::open(path).and_then(|file| file.take(limit as u64).read_to_end(&mut bytes));
+                read.map(|_| bytes).map_err(|error| Error::io("read", path, &error))
             }
-            ImageSource::Bytes(bytes) => Ok(Cow::Borrowed(bytes)),
+            ImageSource::Embedded(image) => image.start(limit),
         }
     }
 
@@ -27,7 +40,7 @@ impl ImageSource {
     pub fn describe(&self) -> String {
         match self {
             ImageSource::Path(path) => path.display().to_string(),
-            ImageSource::Bytes(bytes) => format!("image of {} bytes", bytes.len()),
+            ImageSource::Embedded(image) => format!("image of {} bytes", image.size()),
         }
     }
 }
@@ -54,12 +67,12 @@ fn list(keys: &[&str]) -> String {
 pub(super) fn source(row: &Row, place: &str, value: Value) -> Result<ImageSource> {
     match value {
         Value::Text(text) => written(row, place, &text),
-        Value::Bytes(bytes) => from_bytes(row, place, bytes),
+        Value::Bytes(bytes) => from_bytes(row, place, &bytes),
         Value::Object(fields) => {
             let mut fields = Fields::new(fields);
             let place = |key| format!("{place}.{key}");
             match (fields.take("bytes"), fields.take("path"), fields.take("url")) {
-                (Some(Value::Bytes(bytes)), ..) => from_bytes(row, &place("bytes"), bytes),
+                (Some(Value::Bytes(bytes)), ..) => from_bytes(row, &place("bytes"), &bytes),
                 // JSON has no bytes: they are written as base64.
                 (Some(Value::Text(text)), ..) => from_base64(row, &place("bytes"), &text),
                 (Some(other), ..) => {
@@ -80,16 +93,17 @@ pub(super) fn source(row: &Row, place: &str, value: Value) -> Result<ImageSource
     }
 }
 
-fn from_bytes(row: &Row, place: &str, bytes: Arc<[u8]>) -> Result<ImageSource> {
-    match bytes.is_empty() {
-        true => Err(row.wrong(format!("`{place}`: the image has no bytes"))),
-        false => Ok(ImageSource::Bytes(bytes)),
+fn from_bytes(row: &Row, place: &str, bytes: &[u8]) -> Result<ImageSource> {
+    if bytes.is_empty() {
+        return Err(row.wrong(format!("`{place}`: the image has no bytes")));
     }
+    let kept = row.spool.keep(bytes).map(ImageSource::Embedded);
+    kept.ok_or_else(|| row.wrong(format!("`{place}`: the image cannot be kept")))
 }
 
 fn from_base64(row: &Row, place: &str, text: &str) -> Result<ImageSource> {
     match base64(text) {
-        Some(bytes) => from_bytes(row, place, bytes.into()),
+        Some(bytes) => from_bytes(row, place, &bytes),
         None => Err(row.wrong(format!("`{place}`: not base64: `{}`", shown(text)))),
     }
 }

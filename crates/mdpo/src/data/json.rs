@@ -1,17 +1,19 @@
 //! Rows of JSON files: an array of objects (`.json`), or one object a line (`.jsonl`).
 
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use super::row::Value;
-use super::{NumberedRow, RowId};
+use super::{NumberedRow, RowId, Rows};
 use crate::{Error, Result};
 
 /// The rows of a `.json` file: the objects of its array, or the objects it holds one after the other, as Hugging Face's `to_json` writes them.
 ///
 /// # Errors
 /// The file cannot be read, or is not JSON, or holds something other than objects.
-pub(super) fn array(path: &Path) -> Result<Vec<NumberedRow>> {
-    let bytes = read(path)?;
+pub(super) fn array(path: &Path) -> Result<Rows> {
+    let bytes = std::fs::read(path).map_err(|error| Error::io("read", path, &error))?;
     let text = without_bom(path, &bytes)?;
     let not_json = |error: serde_json::Error| {
         let what = format!("not JSON: {} (line {}, column {})", reason(&error), error.line(), error.column());
@@ -28,18 +30,23 @@ pub(super) fn array(path: &Path) -> Result<Vec<NumberedRow>> {
         },
     }
     .map_err(not_json)?;
-    Ok(rows.into_iter().enumerate().map(|(i, row)| (i + 1, Ok(row.into()))).collect())
+    Ok(Box::new(rows.into_iter().enumerate().map(|(i, row)| Ok((i + 1, Ok(row.into()))))))
 }
 
 /// The rows of a `.jsonl` file, by line; a line that is not JSON is that row's problem.
 ///
 /// # Errors
 /// The file cannot be read.
-pub(super) fn lines(path: &Path) -> Result<Vec<NumberedRow>> {
-    let bytes = read(path)?;
-    let text = without_bom(path, &bytes)?;
-    let lines = text.split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.trim_ascii().is_empty());
-    Ok(lines.map(|(i, line)| (i + 1, parse_line(path, i + 1, line))).collect())
+pub(super) fn lines(path: &Path) -> Result<Rows> {
+    let file = File::open(path).map_err(|error| Error::io("read", path, &error))?;
+    let path = path.to_owned();
+    let lines = BufReader::new(file).split(b'\n').enumerate();
+    let row = move |(i, line): (usize, std::io::Result<Vec<u8>>)| -> Result<Option<NumberedRow>> {
+        let line = line.map_err(|error| Error::io("read", &path, &error))?;
+        let text = if i == 0 { without_bom(&path, &line)? } else { &line };
+        Ok((!text.trim_ascii().is_empty()).then(|| (i + 1, parse_line(&path, i + 1, text))))
+    };
+    Ok(Box::new(lines.map(row).filter_map(Result::transpose)))
 }
 
 fn parse_line(path: &Path, row: usize, line: &[u8]) -> Result<Value> {
@@ -52,10 +59,6 @@ fn parse_line(path: &Path, row: usize, line: &[u8]) -> Result<Value> {
             problem
         }
     })
-}
-
-fn read(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|error| Error::io("read", path, &error))
 }
 
 /// The text after a UTF-8 byte-order mark; UTF-16 is refused by its own mark, since its bytes would only say "not JSON".

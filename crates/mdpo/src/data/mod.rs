@@ -1,7 +1,8 @@
 //! 2: from files to examples.
 //!
 //! One file per dataset format; each turns its rows into [`Example`]s and refuses what it cannot use, naming file and row.
-//! `files` says which files there are, `json` and `parquet` give their rows, `shape` finds whose a row is (`trl`, `mdpo`) and checks the example.
+//! `files` says which files there are, `json` and `parquet` give their rows one after the other, `shape` finds whose a row is (`trl`, `mdpo`) and checks the
+//! example, `spool` takes the images that rows carry.
 
 mod files;
 mod images;
@@ -11,12 +12,15 @@ pub mod order;
 mod parquet;
 mod row;
 mod shape;
+mod spool;
 mod trl;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use self::row::{Fields, Row, Value};
+pub use self::spool::Embedded;
+use self::spool::Spool;
 use crate::config;
 use crate::{Error, Result};
 
@@ -90,12 +94,12 @@ pub enum Part {
 }
 
 /// Where an encoded image is.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum ImageSource {
     /// A file.
     Path(PathBuf),
-    /// The encoded bytes, as Parquet rows and base64 carry them.
-    Bytes(Arc<[u8]>),
+    /// The encoded bytes that the row carried (Parquet, base64), out of memory.
+    Embedded(Embedded),
 }
 
 /// What an objective needs of each row.
@@ -121,30 +125,20 @@ pub struct Dataset {
 /// A row's number in its file, and the row.
 type NumberedRow = (usize, Result<Value>);
 
+/// The rows of a file, read as they are asked for; an error is one of the whole file.
+type Rows = Box<dyn Iterator<Item = Result<NumberedRow>>>;
+
 /// Reads every row of the data set.
 ///
 /// # Errors
 /// Every file that is missing or damaged; a data set without rows. A row that cannot be used is no error yet, see [`Dataset::problems`].
 pub fn load(settings: &config::Data, need: Need) -> Result<Dataset> {
     let mut dataset = Dataset { examples: Vec::new(), problems: Vec::new() };
-    let mut unreadable = Vec::new();
+    let (spool, mut unreadable) = (Spool::default(), Vec::new());
     for path in files::list(&settings.paths)? {
         let folder = settings.image_folder.as_deref().or_else(|| path.parent()).unwrap_or(Path::new(""));
-        let rows = match files::kind(&path) {
-            Some(files::Kind::JsonLines) => json::lines(&path),
-            Some(files::Kind::Parquet) => parquet::rows(&path),
-            Some(files::Kind::Json) | None => json::array(&path),
-        };
-        let file: Arc<Path> = Arc::from(path.as_path());
-        match rows {
-            Ok(rows) => rows.into_iter().for_each(|(number, value)| {
-                let id = RowId { file: file.clone(), row: number };
-                match value.and_then(|value| example(id, folder, value, need)) {
-                    Ok(example) => dataset.examples.push(example),
-                    Err(problem) => dataset.problems.push(problem),
-                }
-            }),
-            Err(problem) => unreadable.push(problem),
+        if let Err(problem) = dataset.read(&path, folder, need, &spool) {
+            unreadable.push(problem);
         }
     }
     Error::all(unreadable)?;
@@ -155,9 +149,32 @@ pub fn load(settings: &config::Data, need: Need) -> Result<Dataset> {
     Ok(dataset)
 }
 
-fn example(id: RowId, folder: &Path, value: Value, need: Need) -> Result<Example> {
+impl Dataset {
+    /// Adds the rows of a file; images that they carry go to `spool`.
+    fn read(&mut self, path: &Path, folder: &Path, need: Need, spool: &Spool) -> Result<()> {
+        let rows = match files::kind(path) {
+            Some(files::Kind::JsonLines) => json::lines(path)?,
+            Some(files::Kind::Parquet) => parquet::rows(path)?,
+            Some(files::Kind::Json) | None => json::array(path)?,
+        };
+        let file: Arc<Path> = Arc::from(path);
+        for row in rows {
+            let (number, value) = row?;
+            let id = RowId { file: file.clone(), row: number };
+            let example = value.and_then(|value| example(id, folder, value, need, spool));
+            spool.failure()?;
+            match example {
+                Ok(example) => self.examples.push(example),
+                Err(problem) => self.problems.push(problem),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn example(id: RowId, folder: &Path, value: Value, need: Need, spool: &Spool) -> Result<Example> {
     match value {
-        Value::Object(fields) => shape::example(Row { id, folder, fields: Fields::new(fields) }, need),
+        Value::Object(fields) => shape::example(Row { id, folder, fields: Fields::new(fields), spool }, need),
         other => Err(Error::at(id, format!("expected an object, found {}", other.kind()))),
     }
 }

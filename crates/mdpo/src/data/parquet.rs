@@ -1,55 +1,89 @@
 //! Rows of Parquet files, as Hugging Face `datasets`, pyarrow and pandas write them.
 
 use std::fs::File;
-use std::path::Path;
+use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ::parquet::errors::ParquetError;
 use ::parquet::file::reader::{FileReader, SerializedFileReader};
 use ::parquet::record::Field;
+use ::parquet::record::reader::RowIter;
 use ::parquet::schema::types::Type;
 
-use super::NumberedRow;
 use super::row::{Fields, Value};
 use super::shape::{COLUMNS, SHAPES};
+use super::{NumberedRow, Rows};
 use crate::{Error, Result};
+
+/// Rows that are decoded at a time: few, since a row may carry pictures.
+const READ_AHEAD: usize = 8;
 
 /// The rows of a Parquet file. Columns that no shape uses are not decoded; their names stay as keys without a value.
 ///
 /// # Errors
 /// The file cannot be read or is damaged.
-pub(super) fn rows(path: &Path) -> Result<Vec<NumberedRow>> {
+pub(super) fn rows(path: &Path) -> Result<Rows> {
     let file = File::open(path).map_err(|error| Error::io("read", path, &error))?;
-    // The decoder checks most of what a damaged file can say, but not all: some damage ends in a panic inside it.
-    let rows = crate::error::guarded(|| decode(path, file));
-    let rows = rows.unwrap_or_else(|| Err(damaged(path, &"its parts contradict each other")))?;
-    Ok(rows.into_iter().enumerate().map(|(i, row)| (i + 1, Ok(row))).collect())
+    Ok(Box::new(checked(path, || Table::open(path, file))?))
+}
+
+/// The decoder checks most of what a damaged file can say, but not all: some damage ends in a panic inside it.
+fn checked<T>(path: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let done = crate::error::guarded(AssertUnwindSafe(work));
+    done.unwrap_or_else(|| Err(damaged(path, &"its parts contradict each other")))
 }
 
 fn damaged(path: &Path, why: &dyn std::fmt::Display) -> Error {
     Error::at(path.display(), format!("not a whole Parquet file: {why}")).hint("copy or download it again")
 }
 
-fn decode(path: &Path, file: File) -> Result<Vec<Value>> {
-    let failed = |error: ParquetError| damaged(path, &error);
-    let reader = SerializedFileReader::new(file).map_err(failed)?;
-    let schema = reader.metadata().file_metadata().schema();
-    let (used, unused): (Vec<_>, Vec<_>) =
-        schema.get_fields().iter().cloned().partition(|field| COLUMNS.contains(&field.name()));
-    let without_values = || unused.iter().map(|field| (field.name().to_owned(), Value::Null));
-    if used.is_empty() {
-        let columns = Fields::new(without_values().collect()).keys();
-        return Err(
-            Error::at(path.display(), format!("no column of a known shape; columns found: {columns}")).hint(SHAPES)
-        );
+/// An open file and how far it is read.
+struct Table {
+    path: PathBuf,
+    rows: RowIter<'static>,
+    unused: Vec<String>,
+    number: usize,
+}
+
+impl Table {
+    fn open(path: &Path, file: File) -> Result<Self> {
+        let failed = |error: ParquetError| damaged(path, &error);
+        let reader = SerializedFileReader::new(file).map_err(failed)?;
+        let schema = reader.metadata().file_metadata().schema();
+        let (used, unused): (Vec<_>, Vec<_>) =
+            schema.get_fields().iter().cloned().partition(|field| COLUMNS.contains(&field.name()));
+        let unused: Vec<String> = unused.iter().map(|field| field.name().to_owned()).collect();
+        if used.is_empty() {
+            let columns = Fields::new(without_values(&unused).collect()).keys();
+            return Err(
+                Error::at(path.display(), format!("no column of a known shape; columns found: {columns}")).hint(SHAPES)
+            );
+        }
+        let projection = Type::group_type_builder(schema.name()).with_fields(used).build().map_err(failed)?;
+        let rows = RowIter::from_file_into(Box::new(reader)).project(Some(projection)).map_err(failed)?;
+        Ok(Table { path: path.to_owned(), rows: rows.with_batch_size(READ_AHEAD), unused, number: 0 })
     }
-    let projection = Type::group_type_builder(schema.name()).with_fields(used).build().map_err(failed)?;
-    let rows = reader.get_row_iter(Some(projection)).map_err(failed)?;
-    rows.map(|row| {
-        let columns = row.map_err(failed)?.into_columns();
-        Ok(Value::Object(columns.into_iter().map(named).chain(without_values()).collect()))
-    })
-    .collect()
+}
+
+impl Iterator for Table {
+    type Item = Result<NumberedRow>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let Table { path, rows, unused, number } = self;
+        let row = checked(path, || rows.next().transpose().map_err(|error| damaged(path, &error)));
+        let columns = match row.transpose()? {
+            Ok(row) => row.into_columns(),
+            Err(error) => return Some(Err(error)),
+        };
+        *number += 1;
+        let fields = columns.into_iter().map(named).chain(without_values(unused)).collect();
+        Some(Ok((*number, Ok(Value::Object(fields)))))
+    }
+}
+
+fn without_values(columns: &[String]) -> impl Iterator<Item = (String, Value)> {
+    columns.iter().map(|name| (name.clone(), Value::Null))
 }
 
 fn named((key, field): (String, Field)) -> (String, Value) {

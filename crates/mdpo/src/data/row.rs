@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::RowId;
+use super::spool::Spool;
 use crate::{Error, Result};
 
 /// A value of a row.
@@ -122,6 +123,8 @@ pub(super) struct Row<'a> {
     pub(super) folder: &'a Path,
     /// Its columns.
     pub(super) fields: Fields,
+    /// Where the images go that it carries.
+    pub(super) spool: &'a Spool,
 }
 
 impl Row<'_> {

@@ -147,6 +147,11 @@ fn check_hugging_face(found: &[Example]) {
     }
 }
 
+/// An image that a row carries; equal to any other of the same bytes.
+fn embedded(bytes: &[u8]) -> ImageSource {
+    ImageSource::Embedded(Spool::default().keep(bytes).expect("a temporary file"))
+}
+
 /// The red value of the first pixel of an image that the generator drew.
 fn red(image: &ImageSource) -> u8 {
     let bytes = image.read().unwrap();
@@ -314,7 +319,7 @@ fn lines_that_are_no_rows_are_problems_of_their_line() {
 fn images_are_found_in_every_notation() {
     let folder = folder();
     let at = |name: &str| ImageSource::Path(folder.path().join(name));
-    let bytes = |text: &str| ImageSource::Bytes(text.as_bytes().into());
+    let bytes = |text: &str| embedded(text.as_bytes());
     let absolute = folder.path().join("dog.png");
     let cases = [
         (json!("cat.png"), at("cat.png")),
@@ -338,7 +343,7 @@ fn images_are_found_in_every_notation() {
             assert_eq!(example.images, std::slice::from_ref(&expected), "{row}");
         }
     }
-    assert_eq!(at("cat.png").read().unwrap().as_ref(), b"cat.png");
+    assert_eq!(at("cat.png").read().unwrap(), b"cat.png");
     assert_eq!(bytes("foo").describe(), "image of 3 bytes");
     assert_eq!(at("cat.png").describe(), folder.path().join("cat.png").display().to_string());
     assert!(at("gone.png").read().unwrap_err().to_string().contains("gone.png: cannot read: No such file"));
@@ -371,8 +376,7 @@ fn parts_take_the_image_they_carry_or_the_next_of_the_row() {
             {"type": "text", "text": "?", "image": null, "index": null}]}]});
     let example = parse(&folder, &row, Need::Pair).unwrap();
     let at = |name: &str| ImageSource::Path(folder.path().join(name));
-    let expected =
-        [at("cat.png"), at("images/cat.jpg"), at("dog.png"), at("cat.png"), ImageSource::Bytes((*b"f").into())];
+    let expected = [at("cat.png"), at("images/cat.jpg"), at("dog.png"), at("cat.png"), embedded(b"f")];
     assert_eq!(example.images, expected);
     let content = [vec![Part::Image; 5], vec![said("?")]].concat();
     assert_eq!(example.prompt, Prompt::Messages(vec![message("user", content)]));
@@ -735,7 +739,7 @@ proptest! {
         for row in [row, pair, dialogs] {
             for need in [Need::Chosen, Need::Pair, Need::PairWithRejectedImages] {
                 let id = RowId { file: Path::new("any.jsonl").into(), row: 1 };
-                let _ = example(id, Path::new(""), row.clone().into(), need).map_err(|problem| problem.to_string());
+                let _ = example(id, Path::new(""), row.clone().into(), need, &Spool::default()).map_err(|problem| problem.to_string());
             }
         }
     }

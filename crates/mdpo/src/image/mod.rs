@@ -13,7 +13,7 @@ mod jpeg;
 
 pub use clip::ImageProcessor;
 pub use corrupt::{Corrupted, CropBox, corrupt, random_other};
-pub use decode::decode;
+pub use decode::{decode, header};
 
 /// A decoded picture: 8-bit RGB, rows top to bottom, as Pillow's `convert("RGB")` gives it.
 pub type Picture = ::image::RgbImage;

@@ -1,4 +1,6 @@
 //! Everything a run reads before its first step: checked, counted, and ready to be asked for example by example.
+//!
+//! Kept for every row are its texts, where its images are and how large it is; token ids and pictures are made anew when its turn comes.
 
 use crate::address::Address;
 use crate::config::{Corruption, Redraw, Run};
@@ -10,8 +12,8 @@ use crate::text::{Encoded, EncodedRow, Encoder, ImageToken};
 use crate::{Error, Result};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
-use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
 
 /// The inputs of a run.
 #[derive(Debug)]
@@ -24,6 +26,8 @@ pub struct Inputs {
     pub processor: Option<ImageProcessor>,
     /// The usable rows.
     pub examples: Vec<Example>,
+    /// How large each of them is.
+    pub sizes: Vec<Size>,
     /// What was found while reading them.
     pub report: Report,
     /// Longest sequence in tokens.
@@ -33,8 +37,29 @@ pub struct Inputs {
     overlong: crate::config::Overlong,
     rejected_image: crate::config::RejectedImage,
     seed: u64,
-    /// One source of each distinct picture, for `random_image`.
+    /// Every distinct picture, for `random_image`.
     distinct: Vec<ImageSource>,
+    /// Where each of them stands there.
+    places: HashMap<ImageSource, usize>,
+}
+
+/// How large an example is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// Tokens as packed, of all views that the objective asks for.
+    pub packed: usize,
+    /// Labels of the chosen answer.
+    pub chosen_labels: usize,
+}
+
+/// What is looked at of every image before the run starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PictureCheck {
+    /// The header: that it can be read, is of a known format and not too large. With `max_skipped_rows` above 0 everything, since
+    /// which rows are usable must be known.
+    Header,
+    /// Everything.
+    Decode,
 }
 
 /// What was found while reading the data.
@@ -50,7 +75,7 @@ pub struct Report {
     pub seams: usize,
     /// Rows with images.
     pub with_images: usize,
-    /// Tokens of the longest example (prompt and all responses, each once) and its index.
+    /// Tokens of the longest example, as packed, and its index.
     pub longest: (usize, usize),
     /// Tokens of all examples together, as packed.
     pub tokens: u64,
@@ -68,8 +93,8 @@ pub struct Pictures {
 }
 
 impl Inputs {
-    /// Reads and checks everything but the weights.
-    pub fn open(run: &Run) -> Result<Self> {
+    /// Reads and checks everything but the weights; `check` says how closely images are looked at.
+    pub fn open(run: &Run, check: PictureCheck) -> Result<Self> {
         let shape = Shape::read(&run.model.path)?;
         let needs = run.objective.needs();
         let encoder = encoder(&run.model.path, &shape)?;
@@ -88,6 +113,7 @@ impl Inputs {
             encoder,
             processor,
             examples,
+            sizes: Vec::new(),
             report: Report { rows, ..Report::default() },
             max_length,
             needs,
@@ -95,46 +121,42 @@ impl Inputs {
             rejected_image: run.rejected_image.clone(),
             seed: run.seed,
             distinct: Vec::new(),
+            places: HashMap::new(),
         };
-        inputs.check_rows(problems, run)?;
+        let check = if run.data.max_skipped_rows > 0 { PictureCheck::Decode } else { check };
+        inputs.check_rows(problems, run, check)?;
         Ok(inputs)
     }
 
-    /// Encodes every row and decodes every image once; what cannot be used is left out or ends the run.
-    fn check_rows(&mut self, mut problems: Vec<Error>, run: &Run) -> Result<()> {
+    /// Encodes every row and looks at every image once; what cannot be used is left out or ends the run.
+    fn check_rows(&mut self, mut problems: Vec<Error>, run: &Run, check: PictureCheck) -> Result<()> {
+        /// Rows whose token ids are held at a time.
+        const BLOCK: usize = 512;
         self.check_template()?;
-        let encoded: Vec<Result<EncodedRow>> = self.examples.par_iter().map(|example| self.encode(example)).collect();
-        let unusable = self.undecodable();
-        let mut kept = Vec::with_capacity(self.examples.len());
+        let unusable = self.unusable_images(check);
         let mut digest = Sha256::new();
-        for (example, encoded) in std::mem::take(&mut self.examples).into_iter().zip(encoded) {
-            let images = example.images.iter().chain(&example.rejected_images);
-            let broken = images.filter_map(|source| unusable.iter().find(|(bad, _)| *bad == *source)).next();
-            let row = match (encoded, broken) {
-                (Err(error), _) => Err(error),
-                (Ok(_), Some((_, what))) => Err(Error::at(&example.row, what)),
-                (Ok(encoded), None) => Ok(encoded),
-            };
-            match row {
-                Err(error) => problems.push(error),
-                Ok(EncodedRow { encoded, shortened, seam }) => {
-                    let answers = encoded.chosen.ids.len() + encoded.rejected.as_ref().map_or(0, |r| r.ids.len());
-                    let mut tokens = encoded.prompt.ids.len() + answers;
-                    if self.needs.corrupted && !example.images.is_empty() {
-                        tokens += encoded.prompt.ids.len() + encoded.chosen.ids.len();
+        let mut rows = std::mem::take(&mut self.examples).into_iter();
+        loop {
+            let block: Vec<Example> = rows.by_ref().take(BLOCK).collect();
+            if block.is_empty() {
+                break;
+            }
+            let encoded: Vec<Result<EncodedRow>> = block.par_iter().map(|example| self.encode(example)).collect();
+            for (example, encoded) in block.into_iter().zip(encoded) {
+                let mut images = example.images.iter().chain(&example.rejected_images);
+                let row = match (encoded, images.find_map(|source| unusable.get(source))) {
+                    (Ok(_), Some(what)) => Err(Error::at(&example.row, what)),
+                    (row, _) => row,
+                };
+                match row {
+                    Err(error) => problems.push(error),
+                    Ok(row) => {
+                        add_to_digest(&mut digest, &example, &row.encoded)?;
+                        self.keep(example, &row);
                     }
-                    let report = &mut self.report;
-                    report.longest = report.longest.max((tokens, kept.len()));
-                    report.tokens += tokens as u64;
-                    report.shortened += usize::from(shortened);
-                    report.seams += usize::from(seam);
-                    report.with_images += usize::from(!example.images.is_empty());
-                    add_to_digest(&mut digest, &example, &encoded);
-                    kept.push(example);
                 }
             }
         }
-        self.examples = kept;
         self.report.digest = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
         self.report.skipped = data::decide(problems, run.data.max_skipped_rows, self.report.rows)?;
         if self.needs.corrupted && self.report.with_images == 0 {
@@ -157,20 +179,40 @@ impl Inputs {
         }
     }
 
-    /// The images that cannot be decoded, each with its problem; every distinct file is decoded once.
-    fn undecodable(&self) -> Vec<(ImageSource, String)> {
-        let mut seen = BTreeSet::<PathBuf>::new();
+    /// Counts a usable row.
+    fn keep(&mut self, example: Example, row: &EncodedRow) {
+        let size = self.size(&example, &row.encoded);
+        let report = &mut self.report;
+        report.longest = report.longest.max((size.packed, self.examples.len()));
+        report.tokens += size.packed as u64;
+        report.shortened += usize::from(row.shortened);
+        report.seams += usize::from(row.seam);
+        report.with_images += usize::from(!example.images.is_empty());
+        self.examples.push(example);
+        self.sizes.push(size);
+    }
+
+    /// The last token of a response is no input, see [`crate::text::pack`].
+    fn size(&self, example: &Example, encoded: &Encoded) -> Size {
+        let (prompt, chosen) = (encoded.prompt.ids.len(), encoded.chosen.ids.len() - 1);
+        let rejected = encoded.rejected.as_ref().filter(|_| self.needs.rejected).map_or(0, |r| r.ids.len() - 1);
+        let corrupted = self.needs.corrupted && !example.images.is_empty();
+        Size {
+            packed: prompt + chosen + rejected + if corrupted { prompt + chosen } else { 0 },
+            chosen_labels: encoded.chosen.counted.iter().filter(|&&counted| counted).count(),
+        }
+    }
+
+    /// The images that cannot be used, each with its problem; every distinct one is looked at once.
+    fn unusable_images(&self, check: PictureCheck) -> HashMap<ImageSource, String> {
         let all = self.examples.iter().flat_map(|example| example.images.iter().chain(&example.rejected_images));
-        let distinct: Vec<&ImageSource> = all
-            .filter(|source| match source {
-                ImageSource::Path(path) => seen.insert(path.clone()),
-                ImageSource::Bytes(_) => true,
-            })
-            .collect();
-        let problem = |source: &&ImageSource| match picture(source) {
-            Ok(_) => None,
-            Err(Error::One(problem)) => Some(((*source).clone(), format!("{}: {}", problem.place, problem.what))),
-            Err(error) => Some(((*source).clone(), error.to_string())),
+        let distinct: Vec<&ImageSource> = all.collect::<HashSet<_>>().into_iter().collect();
+        let problem = |source: &&ImageSource| {
+            let found = match check {
+                PictureCheck::Header => check_header(source),
+                PictureCheck::Decode => picture(source).map(drop),
+            };
+            found.err().map(|error| ((*source).clone(), without_hint(&error)))
         };
         distinct.par_iter().filter_map(problem).collect()
     }
@@ -179,18 +221,12 @@ impl Inputs {
         if !self.needs.corrupted || self.rejected_image.corruption != Corruption::RandomImage {
             return Ok(());
         }
-        let mut distinct: Vec<ImageSource> = Vec::new();
-        let mut paths = BTreeSet::new();
         for source in self.examples.iter().flat_map(|example| &example.images) {
-            let new = match source {
-                ImageSource::Path(path) => paths.insert(path.clone()),
-                ImageSource::Bytes(_) => !distinct.contains(source),
-            };
-            if new {
-                distinct.push(source.clone());
+            if !self.places.contains_key(source) {
+                self.places.insert(source.clone(), self.distinct.len());
+                self.distinct.push(source.clone());
             }
         }
-        self.distinct = distinct;
         if self.distinct.len() < 2 {
             let what = "`random_image` needs at least two different images in the data";
             return Err(Error::at("`rejected_image`", what).hint("use `rejected_image: crop`"));
@@ -206,7 +242,7 @@ impl Inputs {
     /// The pictures of example `index` as `epoch` sees them: a pure function of seed, epoch and example.
     pub fn pictures(&self, index: usize, epoch: usize) -> Result<Pictures> {
         let example = &self.examples[index];
-        let true_images = example.images.iter().map(picture).collect::<Result<Vec<_>>>()?;
+        let true_images = example.images.iter().map(|source| decoded(example, source)).collect::<Result<Vec<_>>>()?;
         if !self.needs.corrupted {
             return Ok(Pictures { true_images, rejected: Vec::new() });
         }
@@ -225,18 +261,46 @@ impl Inputs {
         let mean = self.processor.as_ref().map_or([127; 3], ImageProcessor::mean_colour);
         match corruption {
             Corruption::Given => {
-                let given = picture(&example.rejected_images[image])?;
+                let given = decoded(example, &example.rejected_images[image])?;
                 Ok(image::corrupt(&given, corruption, mean, address, image))
             }
             Corruption::RandomImage => {
-                let own = self.distinct.iter().position(|source| *source == example.images[image]);
-                let own = own.expect("every image of the data is among the distinct ones");
+                let own = self.places.get(&example.images[image]);
+                let own = *own.expect("every image of the data is among the distinct ones");
                 let other = image::random_other(address, image, self.distinct.len(), own);
                 let other = other.expect("there are at least two distinct images");
-                Ok(image::corrupt(&picture(&self.distinct[other])?, corruption, mean, address, image))
+                Ok(image::corrupt(&decoded(example, &self.distinct[other])?, corruption, mean, address, image))
             }
             _ => Ok(image::corrupt(own, corruption, mean, address, image)),
         }
+    }
+}
+
+/// Decodes an image for a row; a problem is the row's, as one found before the first step is.
+fn decoded(example: &Example, source: &ImageSource) -> Result<Picture> {
+    picture(source).map_err(|error| {
+        let hint =
+            "replace the image; `mdpo check` names every row like this, `max_skipped_rows` above 0 leaves them out";
+        Error::at(&example.row, without_hint(&error)).hint(hint)
+    })
+}
+
+/// Checks an image by its first kilobytes, by more of it only where those do not hold the header.
+fn check_header(source: &ImageSource) -> Result<()> {
+    let mut limit = 1 << 14;
+    loop {
+        let start = source.start(limit)?;
+        match image::header(&start, &source.describe()) {
+            Err(_) if start.len() == limit => limit *= 16,
+            found => return found.map(drop),
+        }
+    }
+}
+
+fn without_hint(error: &Error) -> String {
+    match error {
+        Error::One(problem) => format!("{}: {}", problem.place, problem.what),
+        Error::Many(_) => error.to_string(),
     }
 }
 
@@ -276,7 +340,7 @@ fn max_length(run: &Run, shape: &Shape) -> Result<usize> {
 }
 
 /// Adds what a row is to the digest of the data set: its token ids, and where its images are or what they hold.
-fn add_to_digest(digest: &mut Sha256, example: &Example, encoded: &Encoded) {
+fn add_to_digest(digest: &mut Sha256, example: &Example, encoded: &Encoded) -> Result<()> {
     for tokens in [Some(&encoded.prompt), Some(&encoded.chosen), encoded.rejected.as_ref()].into_iter().flatten() {
         digest.update((tokens.ids.len() as u64).to_le_bytes());
         tokens.ids.iter().for_each(|id| digest.update(id.to_le_bytes()));
@@ -284,7 +348,8 @@ fn add_to_digest(digest: &mut Sha256, example: &Example, encoded: &Encoded) {
     for image in example.images.iter().chain(&example.rejected_images) {
         match image {
             ImageSource::Path(path) => digest.update(path.as_os_str().as_encoded_bytes()),
-            ImageSource::Bytes(bytes) => digest.update(bytes),
+            ImageSource::Embedded(_) => digest.update(image.read()?),
         }
     }
+    Ok(())
 }

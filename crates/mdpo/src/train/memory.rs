@@ -25,7 +25,8 @@ impl Estimate {
     }
 }
 
-/// The estimate for a run that trains `trained` parameters; the largest micro-batch is taken as full of the longest example.
+/// The estimate for a run that trains `trained` parameters; the largest micro-batch is taken as full of the longest example,
+/// or as full as its budget allows.
 pub fn estimate(run: &Run, inputs: &Inputs, trained: usize) -> Estimate {
     let language = &inputs.shape.language;
     let width = match run.model.dtype {
@@ -42,7 +43,12 @@ pub fn estimate(run: &Run, inputs: &Inputs, trained: usize) -> Estimate {
         let (w, i) = (vision.tower.width as u64, vision.tower.intermediate as u64);
         parameters += vision.tower.layers as u64 * (4 * w * w + 2 * w * i) + w * hidden + hidden * hidden;
     }
-    let tokens = (inputs.report.longest.0 * run.batch.per_device.min(inputs.examples.len().max(1))) as u64;
+    let (longest, examples) = (inputs.report.longest.0, inputs.examples.len().max(1));
+    let fullest = |count: usize| longest * count.min(examples);
+    let tokens = match run.batch.max_tokens {
+        None => fullest(run.batch.per_device),
+        Some(budget) => fullest(run.batch.per_device * run.batch.accumulation).min(budget.max(longest)),
+    } as u64;
     // A layer keeps its norms (in f32), projections, rotated heads, attention output and the three tensors of the MLP.
     let one_layer = tokens * (width * (4 * hidden + 3 * queries + 4 * keys + 4 * inner) + 8 * hidden);
     // Where products are widened to f32, the widened factors stay in the graph.

@@ -1,5 +1,6 @@
 //! A run: from a valid recipe to a trained model.
 
+mod feed;
 mod inputs;
 pub mod memory;
 mod metrics;
@@ -10,9 +11,10 @@ mod reference;
 mod run;
 mod step;
 
-pub use inputs::{Inputs, Pictures, Report, encoder, picture, processor};
+pub use feed::Feed;
+pub use inputs::{Inputs, PictureCheck, Pictures, Report, Size, encoder, picture, processor};
 pub use metrics::Metrics;
-pub use micro::{Micro, Places};
+pub use micro::{Micro, Places, Prepared, StepCut, Steps};
 pub use progress::{Talk, clock};
 pub use reference::{ReferenceRow, reference};
 pub use run::{Outcome, train, try_load};

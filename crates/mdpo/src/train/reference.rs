@@ -1,6 +1,6 @@
 //! Log-probs of a data set without training: `mdpo reference`.
 
-use super::{Inputs, Micro, device, evaluate, kind};
+use super::{Inputs, Micro, PictureCheck, device, evaluate, kind};
 use crate::Result;
 use crate::config::Run;
 use crate::model::Model;
@@ -36,7 +36,7 @@ pub struct ReferenceRow {
 /// Computes the log-probs of every usable row under the checkpoint, with an adapter where one is given, and hands them over in order.
 pub fn reference(run: &Run, adapter: Option<&Path>, mut take: impl FnMut(ReferenceRow) -> Result<()>) -> Result<()> {
     let device = device(run.model.device)?;
-    let inputs = Inputs::open(run)?;
+    let inputs = Inputs::open(run, PictureCheck::Header)?;
     let adapter = adapter.map(weights::lora::read).transpose()?;
     let model = Model::load(&run.model.path, kind(run.model.dtype), device, Plan::Frozen { adapter })?;
     let first = inputs.examples.first().map(|example| &example.row.file);

@@ -2,17 +2,15 @@
 
 use super::progress::{Progress, Talk};
 use super::step::{StepPlan, Tower, step};
-use super::{Inputs, Metrics, Micro, device, kind, memory, output};
+use super::{Feed, Inputs, Metrics, PictureCheck, StepCut, Steps, device, kind, memory, output};
 use crate::address::Address;
 use crate::checkpoint::{self, State, Tensors};
 use crate::config::{AdapterStart, Length, Part, Resume, Run, Save, Tuning};
-use crate::data::order::{self, Order};
+use crate::data::order::Order;
 use crate::error::caught;
 use crate::model::Model;
 use crate::model::load::Plan;
-use crate::objective::StepTotals;
 use crate::optim::{self, AdamW, Moments};
-use crate::text::Encoded;
 use crate::weights::{self, AdapterConfig};
 use crate::{Error, Result, config};
 use rand::Rng;
@@ -40,11 +38,14 @@ pub struct Outcome {
 pub fn train(run: &Run, talk: Talk) -> Result<Outcome> {
     output::prepare(run)?;
     let device = device(run.model.device)?;
-    let inputs = Inputs::open(run)?;
+    let inputs = Inputs::open(run, PictureCheck::Header)?;
     let mut trainer = Trainer::new(run, &inputs, device)?;
     trainer.resume()?;
     trainer.introduce(talk, device);
-    trainer.run(talk)
+    std::thread::scope(|scope| {
+        let mut feed = Feed::new(scope, trainer.steps(), trainer.state.step..trainer.total)?;
+        trainer.run(talk, &mut feed)
+    })
 }
 
 /// Loads the model as training would, checks that results can be written, and counts the trained parameters.
@@ -184,7 +185,12 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    fn run(&mut self, talk: Talk) -> Result<Outcome> {
+    /// What every step consists of.
+    fn steps(&self) -> Steps<'a> {
+        Steps { inputs: self.inputs, order: self.order.clone(), batch: self.run.batch.clone() }
+    }
+
+    fn run(&mut self, talk: Talk, feed: &mut Feed) -> Result<Outcome> {
         let progress = Progress::new(talk, self.state.step, self.total);
         let (mut saved, mut window) = (self.state.step, Window::new());
         let ended = loop {
@@ -194,7 +200,7 @@ impl<'a> Trainer<'a> {
             if self.stop.load(Ordering::Relaxed) {
                 break Ok(true);
             }
-            match self.optimizer_step(&mut window) {
+            match self.optimizer_step(&mut window, feed) {
                 Err(error) => break Err(error),
                 Ok(entry) => progress.step(self.state.step, entry.as_ref()),
             }
@@ -237,19 +243,16 @@ impl<'a> Trainer<'a> {
     }
 
     /// One optimizer step over as many micro-batches as the recipe says; gives the log entry where one is due.
-    fn optimizer_step(&mut self, window: &mut Window) -> Result<Option<Map<String, Value>>> {
+    fn optimizer_step(&mut self, window: &mut Window, feed: &mut Feed) -> Result<Option<Map<String, Value>>> {
         let began = Instant::now();
         let index = self.state.step;
-        let order::Batch { epoch, examples } = self.order.batch(index);
-        let encode = |&i: &usize| Ok(self.inputs.encode(&self.inputs.examples[i])?.encoded);
-        let encoded: Vec<Encoded> = examples.iter().map(encode).collect::<Result<_>>()?;
-        let chosen_tokens = encoded.iter().map(|e| e.chosen.counted.iter().filter(|&&counted| counted).count()).sum();
-        let totals = StepTotals { pairs: examples.len(), chosen_tokens };
+        let StepCut { totals, micros, .. } = self.steps().step(index);
         let (mut loss, mut expected, mut tokens) = (0.0, 0.0, 0u64);
         let mut metrics = Metrics::default();
-        let size = self.run.batch.per_device;
-        for (i, (examples, encoded)) in examples.chunks(size).zip(encoded.chunks(size)).enumerate() {
-            let micro = Micro::new(self.inputs, examples, encoded, epoch, self.model.device)?;
+        for (i, examples) in micros.iter().enumerate() {
+            let prepared = feed.next().expect("the feed has the micro-batches of every step that is left")?;
+            debug_assert_eq!(prepared.examples, *examples);
+            let micro = prepared.to_device(self.model.device);
             let plan = StepPlan {
                 objective: &self.run.objective,
                 checkpointing: self.run.batch.checkpointing,
@@ -275,7 +278,7 @@ impl<'a> Trainer<'a> {
         self.metrics.merge(&metrics);
         self.state.step += 1;
         self.state.tokens_seen += tokens;
-        window.add(examples.len(), tokens, began.elapsed().as_secs_f64());
+        window.add(totals.pairs, tokens, began.elapsed().as_secs_f64(), feed.take_waited());
         let due = self.state.step.is_multiple_of(self.run.output.logging_steps);
         Ok((due || index == 0 || self.state.step == self.total).then(|| self.log(norm, learning_rate, window)))
     }
@@ -391,28 +394,31 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// Examples, tokens and seconds since the last log entry; they are not part of the state, since time is not.
+/// Examples, tokens, seconds and those of them spent waiting for data since the last log entry; they are not part of the state, since time is not.
 struct Window {
     steps: usize,
     samples: usize,
     tokens: u64,
     seconds: f64,
+    waited: f64,
 }
 
 impl Window {
     fn new() -> Self {
-        Window { steps: 0, samples: 0, tokens: 0, seconds: 0.0 }
+        Window { steps: 0, samples: 0, tokens: 0, seconds: 0.0, waited: 0.0 }
     }
 
-    fn add(&mut self, samples: usize, tokens: u64, seconds: f64) {
+    fn add(&mut self, samples: usize, tokens: u64, seconds: f64, waited: f64) {
         self.steps += 1;
         self.samples += samples;
         self.tokens += tokens;
         self.seconds += seconds;
+        self.waited += waited;
     }
 
     fn close(&mut self, entry: &mut Map<String, Value>) {
         entry.insert("step_time".to_owned(), json!(self.seconds / self.steps.max(1) as f64));
+        entry.insert("data_wait".to_owned(), json!(self.waited / self.steps.max(1) as f64));
         entry.insert("samples_per_second".to_owned(), json!(self.samples as f64 / self.seconds));
         entry.insert("tokens_per_second".to_owned(), json!(self.tokens as f64 / self.seconds));
         *self = Window::new();

@@ -3,7 +3,7 @@
 use mdpo::config::{Part, Run};
 use mdpo::model::Model;
 use mdpo::model::load::Plan;
-use mdpo::train::{Inputs, Metrics, ReferenceRow, kind, reference};
+use mdpo::train::{Inputs, Metrics, PictureCheck, ReferenceRow, kind, reference};
 use mdpo::weights;
 use std::f64::consts::LN_2;
 use std::fs;
@@ -81,20 +81,26 @@ fn sixteen_bits_train_along_the_curve_of_f32() {
 #[test]
 fn a_step_may_be_cut_into_micro_batches_in_any_way() {
     let lab = Lab::with_images();
-    let cut = |size: usize, times: usize| {
-        let name = format!("{size}x{times}");
-        let batch = [format!("per_device_train_batch_size={size}"), format!("gradient_accumulation_steps={times}")];
-        (lab.train(&name, &[&batch[0], &batch[1]]), lab.path(&name).join(ADAPTER))
+    let cut = |size: usize, times: usize, budget: usize| {
+        let name = format!("{size}x{times}-{budget}");
+        let mut keys =
+            vec![format!("per_device_train_batch_size={size}"), format!("gradient_accumulation_steps={times}")];
+        keys.extend((budget > 0).then(|| format!("max_tokens_per_batch={budget}")));
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        (lab.train(&name, &keys), lab.path(&name).join(ADAPTER))
     };
-    let (whole, adapter) = cut(8, 1);
-    for (size, times) in [(4, 2), (2, 4), (1, 8)] {
-        let (cut, cut_adapter) = cut(size, times);
+    let (whole, adapter) = cut(8, 1, 0);
+    // A budget of 400 tokens lets two rows meet, one of 100 none.
+    for (size, times, budget) in [(4, 2, 0), (2, 4, 0), (1, 8, 0), (4, 2, 400), (2, 4, 100), (8, 1, 100_000)] {
+        let (cut, cut_adapter) = cut(size, times, budget);
         let losses = largest_gap(&curve(&whole, "loss"), &curve(&cut, "loss"));
         let adapters = largest_difference(&adapter, &cut_adapter);
         // AdamW does not see the scale of a gradient; its norm does.
         let norms = largest_gap(&curve(&whole, "grad_norm"), &curve(&cut, "grad_norm"));
         assert!(norms <= 1e-4, "{size}×{times}: norm {norms:.1e}");
-        println!("8×1 and {size}×{times}: loss {losses:.1e}, adapter {adapters:.1e}, norm {norms:.1e}");
+        println!(
+            "8×1 and {size}×{times}, budget {budget}: loss {losses:.1e}, adapter {adapters:.1e}, norm {norms:.1e}"
+        );
         assert!(losses <= 1e-5 && adapters <= 1e-5, "{size}×{times}: loss {losses:.1e}, adapter {adapters:.1e}");
     }
 }
@@ -178,7 +184,7 @@ fn the_crop_changes_with_the_epoch_unless_it_is_drawn_once() {
     let lab = Lab::with_images();
     let crops = |redraw: &str, epoch: usize| {
         let run = lab.run("unused", &[&format!("rejected_image_redraw={redraw}")]);
-        let inputs = Inputs::open(&run).expect("inputs");
+        let inputs = Inputs::open(&run, PictureCheck::Header).expect("inputs");
         (0..8).map(|i| inputs.pictures(i, epoch).expect("pictures").rejected[0].kept).collect::<Vec<_>>()
     };
     assert_eq!(crops("once", 0), crops("once", 5));
