@@ -1,5 +1,6 @@
 //! 11: the command line, one file per verb.
 
+mod bench;
 mod check;
 mod generate;
 mod inspect;
@@ -31,6 +32,8 @@ enum Verb {
     Inspect(inspect::Inspect),
     /// Answer a prompt, with images where the model takes some
     Generate(generate::Generate),
+    /// Measure where the time of a training step goes; writes nothing
+    Bench(bench::Bench),
     /// Write a checkpoint with an adapter merged in
     Merge(merge::Merge),
 }
@@ -45,6 +48,7 @@ pub fn main() -> ExitCode {
         Verb::Check(verb) => verb.run(),
         Verb::Inspect(verb) => verb.run(),
         Verb::Generate(verb) => verb.run(),
+        Verb::Bench(verb) => verb.run(),
         Verb::Merge(verb) => verb.run(),
     };
     match done {

@@ -1,6 +1,8 @@
 //! A run: from a valid recipe to a trained model.
 
+mod bench;
 mod feed;
+pub mod flops;
 mod inputs;
 pub mod memory;
 mod metrics;
@@ -9,8 +11,10 @@ mod output;
 mod progress;
 mod reference;
 mod run;
+mod stage;
 mod step;
 
+pub use bench::{BenchReport, bench};
 pub use feed::Feed;
 pub use inputs::{Inputs, PictureCheck, Pictures, Report, Size, encoder, picture, processor};
 pub use metrics::Metrics;
@@ -18,6 +22,7 @@ pub use micro::{Micro, Places, Prepared, StepCut, Steps};
 pub use progress::{Talk, clock};
 pub use reference::{ReferenceRow, reference};
 pub use run::{Outcome, train, try_load};
+pub use stage::{Clock, Laps, Stage};
 pub use step::{Evaluated, StepPlan, Tower, evaluate, step};
 
 use crate::config;

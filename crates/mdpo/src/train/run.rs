@@ -1,6 +1,8 @@
 //! The loop over optimizer steps.
 
+use super::flops::{self, Flops};
 use super::progress::{Progress, Talk};
+use super::stage::{Clock, Laps, Stage};
 use super::step::{StepPlan, Tower, step};
 use super::{Feed, Inputs, Metrics, PictureCheck, StepCut, Steps, device, kind, memory, output};
 use crate::address::Address;
@@ -55,14 +57,17 @@ pub fn try_load(run: &Run, inputs: &Inputs) -> Result<usize> {
     Ok(trainer.model.trainables.iter().map(|trainable| trainable.leaf.numel()).sum())
 }
 
-struct Trainer<'a> {
+pub(super) struct Trainer<'a> {
     run: &'a Run,
     inputs: &'a Inputs,
     model: Model,
     optimizer: AdamW,
     adapter: Option<AdapterConfig>,
     order: Order,
-    total: usize,
+    /// Optimizer steps of the whole run.
+    pub total: usize,
+    /// Where the time goes.
+    pub clock: Clock,
     state: State,
     metrics: Metrics,
     /// Whether policy and reference agree before the first step, as they should.
@@ -70,8 +75,20 @@ struct Trainer<'a> {
     stop: Arc<AtomicBool>,
 }
 
+/// A finished optimizer step.
+pub(super) struct Done {
+    pub pairs: usize,
+    pub tokens: u64,
+    /// Seconds in all, and those of them spent waiting for data.
+    pub seconds: f64,
+    pub waited: f64,
+    pub flops: Flops,
+    norm: f64,
+    learning_rate: f64,
+}
+
 impl<'a> Trainer<'a> {
-    fn new(run: &'a Run, inputs: &'a Inputs, device: tch::Device) -> Result<Self> {
+    pub fn new(run: &'a Run, inputs: &'a Inputs, device: tch::Device) -> Result<Self> {
         let (mut start_config, mut starts_at_reference) = (None, true);
         let plan = match &run.tuning {
             Tuning::Full { parts } => Plan::Full(parts),
@@ -104,6 +121,7 @@ impl<'a> Trainer<'a> {
         Ok(Trainer {
             optimizer: AdamW::new(run.optim.clone(), &model.trainables),
             total: order.steps(run.batch.length),
+            clock: Clock::new(Laps::Unwaited, device),
             state: State { step: 0, identity, metrics: Value::Null, log_history: Vec::new(), tokens_seen: 0 },
             metrics: Metrics::default(),
             stop: stop_flag()?,
@@ -185,8 +203,13 @@ impl<'a> Trainer<'a> {
         }
     }
 
+    /// From now on laps are those of `laps`.
+    pub fn measure(&mut self, laps: Laps) {
+        self.clock = Clock::new(laps, self.model.device);
+    }
+
     /// What every step consists of.
-    fn steps(&self) -> Steps<'a> {
+    pub fn steps(&self) -> Steps<'a> {
         Steps { inputs: self.inputs, order: self.order.clone(), batch: self.run.batch.clone() }
     }
 
@@ -200,9 +223,15 @@ impl<'a> Trainer<'a> {
             if self.stop.load(Ordering::Relaxed) {
                 break Ok(true);
             }
-            match self.optimizer_step(&mut window, feed) {
+            match self.optimizer_step(feed) {
                 Err(error) => break Err(error),
-                Ok(entry) => progress.step(self.state.step, entry.as_ref()),
+                Ok(done) => {
+                    window.add(&done);
+                    let due = self.state.step.is_multiple_of(self.run.output.logging_steps);
+                    let due = due || self.state.step == 1 || self.state.step == self.total;
+                    let entry = due.then(|| self.log(&done, &mut window));
+                    progress.step(self.state.step, entry.as_ref());
+                }
             }
             if self.saves_now() {
                 if let Err(error) = self.save() {
@@ -242,13 +271,14 @@ impl<'a> Trainer<'a> {
         Outcome { steps, log_history: self.state.log_history.clone(), folder, interrupted }
     }
 
-    /// One optimizer step over as many micro-batches as the recipe says; gives the log entry where one is due.
-    fn optimizer_step(&mut self, window: &mut Window, feed: &mut Feed) -> Result<Option<Map<String, Value>>> {
+    /// One optimizer step over as many micro-batches as the recipe says.
+    pub fn optimizer_step(&mut self, feed: &mut Feed) -> Result<Done> {
         let began = Instant::now();
+        self.clock.restart();
         let index = self.state.step;
         let StepCut { totals, micros, .. } = self.steps().step(index);
         let (mut loss, mut expected, mut tokens) = (0.0, 0.0, 0u64);
-        let mut metrics = Metrics::default();
+        let (mut metrics, mut flops) = (Metrics::default(), Flops::default());
         for (i, examples) in micros.iter().enumerate() {
             let prepared = feed.next().expect("the feed has the micro-batches of every step that is left")?;
             debug_assert_eq!(prepared.examples, *examples);
@@ -260,11 +290,14 @@ impl<'a> Trainer<'a> {
                 totals,
                 dropout: self.dropout_seed(index, i),
             };
-            let (sum, at_reference, observed) = caught(|| step(&self.model, &micro, plan))?;
+            self.clock.lap(Stage::Data);
+            let (sum, at_reference, observed) = caught(|| step(&self.model, &micro, plan, &mut self.clock))?;
             loss += sum / totals.pairs as f64;
             expected += at_reference.unwrap_or(f64::NAN) / totals.pairs as f64;
             tokens += micro.batch.packed.ids.len() as u64;
             metrics.merge(&observed);
+            let packed = &micro.batch.packed;
+            flops.add(&flops::of(&self.model, packed, micro.images.len(), Some(packed), self.inputs.needs));
         }
         self.check_first_loss(index, loss, expected)?;
         optim::unscale(&self.model.trainables, optim::loss_scale(self.model.kind()));
@@ -278,9 +311,9 @@ impl<'a> Trainer<'a> {
         self.metrics.merge(&metrics);
         self.state.step += 1;
         self.state.tokens_seen += tokens;
-        window.add(totals.pairs, tokens, began.elapsed().as_secs_f64(), feed.take_waited());
-        let due = self.state.step.is_multiple_of(self.run.output.logging_steps);
-        Ok((due || index == 0 || self.state.step == self.total).then(|| self.log(norm, learning_rate, window)))
+        self.clock.lap(Stage::Optimizer);
+        let (seconds, waited) = (began.elapsed().as_secs_f64(), feed.take_waited());
+        Ok(Done { pairs: totals.pairs, tokens, seconds, waited, flops, norm, learning_rate })
     }
 
     /// A policy that starts at its reference must show the loss of equal policies; otherwise something is wrong with one of them.
@@ -306,12 +339,12 @@ impl<'a> Trainer<'a> {
     }
 
     /// Closes the window since the last entry.
-    fn log(&mut self, norm: f64, learning_rate: f64, window: &mut Window) -> Map<String, Value> {
+    fn log(&mut self, done: &Done, window: &mut Window) -> Map<String, Value> {
         let mut entry = Map::new();
         let metrics = std::mem::take(&mut self.metrics);
         entry.insert("loss".to_owned(), json!(metrics.mean("loss")));
-        entry.insert("grad_norm".to_owned(), json!(norm));
-        entry.insert("learning_rate".to_owned(), json!(learning_rate));
+        entry.insert("grad_norm".to_owned(), json!(done.norm));
+        entry.insert("learning_rate".to_owned(), json!(done.learning_rate));
         entry.extend(
             metrics.means().filter(|(name, _)| *name != "loss").map(|(name, mean)| (name.to_owned(), json!(mean))),
         );
@@ -408,12 +441,12 @@ impl Window {
         Window { steps: 0, samples: 0, tokens: 0, seconds: 0.0, waited: 0.0 }
     }
 
-    fn add(&mut self, samples: usize, tokens: u64, seconds: f64, waited: f64) {
+    fn add(&mut self, done: &Done) {
         self.steps += 1;
-        self.samples += samples;
-        self.tokens += tokens;
-        self.seconds += seconds;
-        self.waited += waited;
+        self.samples += done.pairs;
+        self.tokens += done.tokens;
+        self.seconds += done.seconds;
+        self.waited += done.waited;
     }
 
     fn close(&mut self, entry: &mut Map<String, Value>) {

@@ -1,5 +1,6 @@
 //! One micro-batch forward and backward: the same few calls for every objective.
 
+use super::stage::{Clock, Stage};
 use super::{Metrics, Micro};
 use crate::config::{GradientCheckpointing, Objective};
 use crate::logprob::{Gradients, LogProbs, log_probs};
@@ -57,7 +58,7 @@ fn reference(model: &Model, micro: &Micro, features: Option<&Tensor>, pass: Pass
 
 /// Forward and backward of one micro-batch; gradients, times [`optim::loss_scale`], are added to the leaves. Gives the sum of the loss over its pairs, the sum
 /// that it would have if the policy were the reference, and everything that is logged.
-pub fn step(model: &Model, micro: &Micro, plan: StepPlan) -> Result<(f64, Option<f64>, Metrics)> {
+pub fn step(model: &Model, micro: &Micro, plan: StepPlan, clock: &mut Clock) -> Result<(f64, Option<f64>, Metrics)> {
     let images: Vec<_> = micro.images.iter().collect();
     let policy = Pass { role: Role::Policy, dropout: plan.dropout };
     let frozen = Pass::of(Role::Reference);
@@ -65,11 +66,13 @@ pub fn step(model: &Model, micro: &Micro, plan: StepPlan) -> Result<(f64, Option
         Tower::Frozen => tch::no_grad(|| model.features(&images, frozen)),
         Tower::Trained => model.features(&images, policy),
     };
+    clock.lap(Stage::Vision);
     let needs = plan.objective.needs();
     let reference = needs.reference.then(|| match plan.tower {
         Tower::Frozen => reference(model, micro, features.as_ref(), frozen),
         Tower::Trained => evaluate(model, micro, Role::Reference).sums,
     });
+    clock.lap(Stage::Reference);
     let keep = match plan.checkpointing {
         GradientCheckpointing::None => Keep::Graph,
         GradientCheckpointing::Layers => Keep::LayerInputs,
@@ -77,6 +80,7 @@ pub fn step(model: &Model, micro: &Micro, plan: StepPlan) -> Result<(f64, Option
     let run = model.forward(&micro.batch, features.as_ref(), policy, keep);
     let head = model.language.head(policy);
     let found = log_probs(run.hidden(), &head.detach(), &micro.batch.packed, Gradients::Wanted);
+    clock.lap(Stage::Forward);
     let sums = found.sums().set_requires_grad(true);
     let pairs = Pairs {
         policy: views(&sums, micro, needs),
@@ -106,6 +110,7 @@ pub fn step(model: &Model, micro: &Micro, plan: StepPlan) -> Result<(f64, Option
     }
     observe(&mut metrics, &pairs, plan.objective.beta());
     observe_tokens(&mut metrics, &found, micro);
+    clock.lap(Stage::Backward);
     Ok((loss_sum, expected, metrics))
 }
 

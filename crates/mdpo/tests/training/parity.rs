@@ -9,7 +9,7 @@ use mdpo::objective::StepTotals;
 use mdpo::optim::{self, AdamW};
 use mdpo::text::pack::PackedBatch;
 use mdpo::text::{ImageSlot, Tokens};
-use mdpo::train::{Micro, Places, StepPlan, Tower, evaluate, step};
+use mdpo::train::{Clock, Laps, Micro, Places, StepPlan, Tower, evaluate, step};
 use mdpo::weights;
 use serde_json::Value;
 use std::collections::HashMap;
@@ -138,7 +138,8 @@ fn follow(name: &str) -> Worst {
             seen += rows.len();
             let (objective, checkpointing) = (&run.objective, run.batch.checkpointing);
             let plan = StepPlan { objective, checkpointing, tower: Tower::Frozen, totals, dropout: None };
-            let (sum, _, metrics) = step(&model, &micro, plan).unwrap_or_else(|error| panic!("{error}"));
+            let (sum, _, metrics) = step(&model, &micro, plan, &mut Clock::new(Laps::Unwaited, Device::Cpu))
+                .unwrap_or_else(|error| panic!("{error}"));
             assert!((metrics.mean("loss").expect("a loss") - sum / rows.len() as f64).abs() < 1e-12);
             loss += sum / totals.pairs as f64;
         }
