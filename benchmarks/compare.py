@@ -27,6 +27,7 @@ MALLOC_CONF = "dirty_decay_ms:-1,muzzy_decay_ms:-1,thp:always"
 DTYPES = {"f32": "float32", "bf16": "bfloat16"}
 EVERY = 0.2  # seconds between two looks at a running contender
 GIB = 2**30
+GPU = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 
 
 def parse():
@@ -67,8 +68,9 @@ def find_jemalloc():
 
 
 def nvidia_smi(query):
+    """A figure of the GPU that is used: the first of CUDA_VISIBLE_DEVICES, else the first there is."""
     try:
-        found = subprocess.run(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"], capture_output=True, text=True)
+        found = subprocess.run(["nvidia-smi", f"--id={GPU}", f"--query-gpu={query}", "--format=csv,noheader,nounits"], capture_output=True, text=True)
     except FileNotFoundError:
         return None
     first = found.stdout.splitlines()
@@ -76,7 +78,7 @@ def nvidia_smi(query):
 
 
 def gpu_name():
-    return None if os.environ.get("CUDA_VISIBLE_DEVICES") == "" else nvidia_smi("name")
+    return nvidia_smi("name") if GPU else None
 
 
 def cpu():
@@ -90,6 +92,8 @@ def cpu():
 def command(given, contender, objective, dtype, folder):
     """The command line of a contender and what it adds to the environment."""
     environment = {"OMP_NUM_THREADS": str(given.cores or len(os.sched_getaffinity(0)))}
+    if given.gpu:  # one device, counted as nvidia-smi counts
+        environment |= {"CUDA_VISIBLE_DEVICES": GPU, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     checkpointing = "checkpointing" in contender
     steps = given.steps + 1
     if contender.startswith("mdpo"):
@@ -198,10 +202,9 @@ def summarise(given, runs):
             for contender in given.contenders:
                 mine = [r for r in runs if (r["objective"], r["dtype"], r["contender"]) == (objective, dtype, contender)]
                 cut = [r for r in mine if "cut" in r]
-                # Of a step that was cut, what it had taken is a lower bound; the warm-up counts where nothing else is left.
-                times = [s for r in mine for s in r["step_times"][1:]] or [s for r in cut for s in [r["cut"]]]
+                times = [s for r in mine for s in r["step_times"][1:]]
                 row = {"objective": objective, "dtype": dtype, "contender": contender, "name": title(contender, objective), "cut": bool(cut)}
-                if cut:
+                if cut:  # what the step had taken is a lower bound, be it the warm-up
                     times = [max(times + [r["cut"] for r in cut])]
                 row |= {"median": median(times), "least": min(times), "most": max(times), "tokens_per_second": tokens / median(times)}
                 row |= {"max_rss": max(r["max_rss"] for r in mine), "gpu_memory": max((r["gpu_memory"] for r in mine), default=0) if given.gpu else None}
@@ -256,13 +259,18 @@ def markdown(given, about, table):
     return "\n".join(lines)
 
 
+def told(given):
+    """The arguments as they are stored: names of files, not where they lie on this machine."""
+    return {k: v.name if isinstance(v, Path) else v for k, v in vars(given).items() if k not in ("work", "results")}
+
+
 def main():
     given = parse()
     name, features = cpu()
     version = subprocess.run([given.mdpo, "--version"], capture_output=True, text=True, check=True).stdout.strip()
     cores = given.cores or len(os.sched_getaffinity(0))
     about = {"date": datetime.date.today().isoformat(), "mdpo": version, "machine": {"cpu": name, "features": features, "cores": cores, "gpu": given.gpu}}
-    about |= {"load": os.getloadavg(), "arguments": {k: str(v) for k, v in vars(given).items() if k != "work"}}
+    about |= {"load": os.getloadavg(), "arguments": told(given)}
     about["work"] = {k: v for k, v in given.work.items() if k != "tokens"}
     runs = measure(given)
     about["load_after"] = os.getloadavg()
@@ -271,7 +279,10 @@ def main():
     print(text)
     given.results.mkdir(parents=True, exist_ok=True)
     slug = re.sub(r"[^a-z0-9]+", "-", (given.gpu or name).lower()).strip("-")
-    target = given.results / f"{about['date']}-{slug}"
+    target, number = given.results / f"{about['date']}-{slug}", 1
+    while target.with_suffix(".json").exists():
+        number += 1
+        target = given.results / f"{about['date']}-{slug}-{number}"
     target.with_suffix(".json").write_text(json.dumps(about | {"table": table, "runs": runs}, indent=1) + "\n")
     target.with_suffix(".md").write_text(text)
     print(f"stored as {target}.json and .md", file=sys.stderr)

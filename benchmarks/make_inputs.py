@@ -113,7 +113,7 @@ def write_adapter(work_of, seed, inputs):
 
 
 def draw_picture(rng, path):
-    """Smooth shades with boxes and grain, about 640×480, upright one time in three; stored as JPEG."""
+    """Smooth shades with boxes and grain, about 640×480, upright one time in three."""
     wide, high = rng.randint(560, 720), rng.randint(420, 540)
     if rng.random() < 1 / 3:
         wide, high = high, wide
@@ -125,10 +125,10 @@ def draw_picture(rng, path):
         left, top = noise.integers(0, wide - 80), noise.integers(0, high - 80)
         pixels[top : top + noise.integers(40, 200), left : left + noise.integers(40, 200)] = noise.integers(0, 256, 3)
     pixels += noise.normal(0, 6, pixels.shape)
-    Image.fromarray(pixels.clip(0, 255).astype(numpy.uint8)).save(path, quality=88)
+    Image.fromarray(pixels.clip(0, 255).astype(numpy.uint8)).save(path, quality=88, subsampling=0)
 
 
-def write_pairs(words, rows, seed, inputs):
+def write_pairs(words, rows, pictures, seed, inputs):
     """Returns the tokens of each row: prompt (image tokens included), chosen, rejected (EOS included)."""
     rng = random.Random(seed)
     (inputs / "images").mkdir()
@@ -138,7 +138,7 @@ def write_pairs(words, rows, seed, inputs):
         return " ".join(rng.choice(words) for _ in range(length))
 
     for i in range(rows):
-        name = f"images/{i:04}.jpg"
+        name = f"images/{i:04}.{pictures}"
         draw_picture(rng, inputs / name)
         question, chosen, rejected = rng.randint(12, 30), rng.randint(80, 120), rng.randint(80, 120)
         row = {"images": [name], "prompt": [{"role": "user", "content": text(question)}]}
@@ -185,16 +185,17 @@ def main():
     parser.add_argument("--size", choices=SIZES, required=True)
     parser.add_argument("--rows", type=int, help="pairs (default: 24 for cpu, 96 for gpu)")
     parser.add_argument("--batch", type=int, help="pairs of one optimizer step (default: 2 for cpu, 8 for gpu)")
+    parser.add_argument("--pictures", choices=["jpg", "png"], default="jpg", help="png: decoders agree to the bit, so losses can be compared closely")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     inputs = given.out.resolve()
     inputs.mkdir(parents=True)
-    about = {"size": given.size, "seed": given.seed, "beta": 0.1, "learning_rate": 1e-4} | SIZES[given.size]["work"]
+    about = {"size": given.size, "seed": given.seed, "beta": 0.1, "learning_rate": 1e-4, "pictures": given.pictures} | SIZES[given.size]["work"]
     about |= {k: v for k, v in {"rows": given.rows, "batch": given.batch}.items() if v is not None}
     words = make_words(SIZES[given.size]["text"]["vocab_size"] - len(SPECIAL) - 4, random.Random(given.seed))
     write_model(given.size, given.seed, inputs / "model")
     make_processor(words).save_pretrained(inputs / "model")
-    about["tokens"] = write_pairs(words, about["rows"], given.seed, inputs)
+    about["tokens"] = write_pairs(words, about["rows"], given.pictures, given.seed, inputs)
     write_adapter(about, given.seed, inputs)
     for objective in ("dpo", "mdpo"):
         write_recipe(inputs, objective, about)
