@@ -220,7 +220,7 @@ def summarise(given, runs):
                     of_rounds = [s / of_mdpo["rounds"][i] for i, s in row["rounds"].items() if i in of_mdpo["rounds"]]
                     row["ratio_spread"] = [min(of_rounds), max(of_rounds)] if of_rounds else None
                     memory = "gpu_memory" if given.gpu else "max_rss"
-                    row["memory_of_mdpo"] = of_mdpo[memory] / row[memory] if row[memory] else None
+                    row["memory_of_mdpo"] = of_mdpo[memory] / row[memory] if row[memory] and not row["cut"] else None
     return table
 
 
@@ -255,7 +255,9 @@ def markdown(given, about, table):
                 lines.append(f"| {r['name']} | " + " | ".join(shown) + " |")
             lines.append("")
             if any(r["cut"] for r in rows):
-                lines += [f"Cut: one step had not ended after {given.peer_timeout:.0f} s. Without AVX-512 libtorch multiplies bf16 matrices on the CPU in a scalar loop.", ""]
+                scalar = dtype == "bf16" and not given.gpu and "avx512f" not in machine["features"]
+                why = " Without AVX-512 libtorch multiplies bf16 matrices on the CPU in a scalar loop." if scalar else ""
+                lines += [f"Cut: one step had not ended after {given.peer_timeout:.0f} s.{why}", ""]
     return "\n".join(lines)
 
 

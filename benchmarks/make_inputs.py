@@ -1,7 +1,7 @@
 """Writes what all runners of the comparison read: a LLaVA checkpoint with random weights, preference pairs with pictures,
 a fresh LoRA adapter to start from, recipes for mdpo, and `work.json`, which says what the work is.
 
-    python benchmarks/make_inputs.py OUT --size cpu        # 130 MB
+    python benchmarks/make_inputs.py OUT --size cpu        # 0.3 GB
     python benchmarks/make_inputs.py OUT --size gpu        # 14 GB, LLaVA-1.5-7B's shape
 
 `benchmarks/README.md` describes the files.
