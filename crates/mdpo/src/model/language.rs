@@ -335,9 +335,10 @@ impl Layer {
                 (attended, x.shallow_clone())
             }
         };
-        let x = &x + self.out.forward(&attended.reshape([x.size()[0], -1]), pass);
+        // Nothing else reads what the last product of a block gives, so that the sum takes its place.
+        let x = self.out.forward(&attended.reshape([x.size()[0], -1]), pass).g_add_(&x);
         let normed = self.mlp_norm.forward(&x, pass);
         let gated = self.gate.forward(&normed, pass).silu() * self.up.forward(&normed, pass);
-        x + self.down.forward(&gated, pass)
+        self.down.forward(&gated, pass).g_add_(&x)
     }
 }

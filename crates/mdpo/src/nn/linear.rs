@@ -42,7 +42,7 @@ impl Linear {
     /// `x` is `[…, in]`, the result `[…, out]`, both in the dtype of the weights.
     pub fn forward(&self, x: &Tensor, pass: Pass) -> Tensor {
         let bias = self.bias.as_ref().map(|bias| bias.get(pass.role));
-        let y = precision::linear(x, &self.weight.get(pass.role), bias.as_ref());
+        let mut y = precision::linear(x, &self.weight.get(pass.role), bias.as_ref());
         let Some(lora) = &self.lora else { return y };
         let factors = match pass.role {
             Role::Policy => Some(&lora.policy),
@@ -54,7 +54,12 @@ impl Linear {
         let kind = y.kind();
         // The scale goes on the small matrix B, so that no extra pass over the activations is needed.
         let b = (b * lora.scale).to_kind(kind);
-        y + precision::linear(&precision::linear(&x, &a.to_kind(kind), None), &b, None)
+        let down = precision::linear(&x, &a.to_kind(kind), None);
+        match x.dim() == 2 && precision::of_products(kind, x.device()) == kind {
+            // Added by the product itself: nothing reads `y` before.
+            true => y.addmm_(&down, &b.tr()),
+            false => y + precision::linear(&down, &b, None),
+        }
     }
 
     /// The weight `[out, in]` of `role` in f32, without the adapter.
