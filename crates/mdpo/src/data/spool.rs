@@ -4,9 +4,9 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::hash::{Hash, Hasher};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use sha2::{Digest, Sha256};
 
@@ -15,7 +15,7 @@ use crate::{Error, Result};
 /// An encoded image that a row carried, in a temporary file. Two are equal when their bytes are (by SHA-256).
 #[derive(Debug, Clone)]
 pub struct Embedded {
-    file: Arc<Mutex<File>>,
+    file: Arc<File>,
     start: u64,
     len: usize,
     digest: [u8; 32],
@@ -34,8 +34,7 @@ impl Embedded {
     /// The temporary file cannot be read.
     pub fn start(&self, limit: usize) -> Result<Vec<u8>> {
         let mut bytes = vec![0; self.len.min(limit)];
-        let mut file = locked(&self.file);
-        let read = file.seek(SeekFrom::Start(self.start)).and_then(|_| file.read_exact(&mut bytes));
+        let read = self.file.read_exact_at(&mut bytes, self.start);
         read.map_err(|error| Error::at("temporary file of the rows' images", format!("cannot read: {error}")))?;
         Ok(bytes)
     }
@@ -61,7 +60,7 @@ pub(super) struct Spool(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    file: Option<(PathBuf, Arc<Mutex<File>>)>,
+    file: Option<(PathBuf, Arc<File>)>,
     end: u64,
     known: HashMap<[u8; 32], Embedded>,
     /// Why an image could not be kept: the fault of no row.
@@ -93,9 +92,7 @@ impl State {
             self.file = Some(create()?);
         }
         let (folder, file) = self.file.as_ref().expect("it was made above");
-        let mut open = locked(file);
-        let written = open.seek(SeekFrom::Start(self.end)).and_then(|_| open.write_all(bytes));
-        written.map_err(|error| failed(folder, &error))?;
+        file.write_all_at(bytes, self.end).map_err(|error| failed(folder, &error))?;
         let kept = Embedded { file: file.clone(), start: self.end, len: bytes.len(), digest };
         self.end += bytes.len() as u64;
         self.known.insert(digest, kept.clone());
@@ -103,21 +100,16 @@ impl State {
     }
 }
 
-fn locked(file: &Mutex<File>) -> MutexGuard<'_, File> {
-    // Every use seeks first, so one that was cut off leaves nothing behind.
-    file.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn create() -> Result<(PathBuf, Arc<Mutex<File>>)> {
+fn create() -> Result<(PathBuf, Arc<File>)> {
     // `/tmp` is memory on many systems; `/var/tmp` is where large temporary files belong, unless the user says otherwise.
     let chosen = std::env::var_os("TMPDIR").is_some_and(|folder| !folder.is_empty());
     let large = Path::new("/var/tmp");
     if !chosen && let Ok(file) = tempfile::tempfile_in(large) {
-        return Ok((large.to_owned(), Arc::new(Mutex::new(file))));
+        return Ok((large.to_owned(), Arc::new(file)));
     }
     let folder = std::env::temp_dir();
     let file = tempfile::tempfile_in(&folder).map_err(|error| failed(&folder, &error))?;
-    Ok((folder, Arc::new(Mutex::new(file))))
+    Ok((folder, Arc::new(file)))
 }
 
 fn failed(folder: &Path, error: &std::io::Error) -> Error {
@@ -138,7 +130,7 @@ mod tests {
         assert_eq!(second.start(usize::MAX).unwrap(), b"the second");
         assert_eq!((second.start(3).unwrap().as_slice(), second.size()), (&b"the"[..], 10));
         assert!(first == again && first != second && first.start == again.start);
-        assert_eq!(locked(&first.file).metadata().unwrap().len(), 15);
+        assert_eq!(first.file.metadata().unwrap().len(), 15);
         assert!(spool.failure().is_ok());
         // Images of another data set are equal too when their bytes are.
         assert_eq!(Spool::default().keep(b"first").unwrap(), first);

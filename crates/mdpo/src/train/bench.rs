@@ -3,7 +3,7 @@
 use super::flops::Flops;
 use super::run::Trainer;
 use super::stage::{Laps, Stage};
-use super::{Feed, Inputs, PictureCheck, device, kind};
+use super::{Feed, Inputs, PictureCheck, data_threads, device, kind};
 use crate::config::Run;
 use crate::nn::precision::of_products;
 use crate::{Error, Result};
@@ -55,7 +55,7 @@ pub fn bench(run: &Run, warmup: usize, steps: usize) -> Result<BenchReport> {
         return Err(Error::at("`--steps`", what).hint("set `num_train_epochs` or `max_steps` higher"));
     }
     std::thread::scope(|scope| {
-        let mut feed = Feed::new(scope, trainer.steps(), 0..all)?;
+        let mut feed = Feed::new(scope, trainer.steps(), 0..all, data_threads())?;
         let (mut times, mut stages, mut flops) = (Vec::new(), [0.0; Stage::ALL.len()], Flops::default());
         let (mut pairs, mut tokens, mut waited) = (0.0, 0.0, 0.0);
         for index in 0..all {

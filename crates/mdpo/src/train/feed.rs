@@ -7,6 +7,7 @@ use super::micro::{Prepared, StepCut, Steps};
 use crate::error::caught;
 use crate::{Error, Result};
 use std::collections::{BTreeMap, VecDeque};
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Scope, ScopedJoinHandle};
@@ -42,8 +43,14 @@ struct State {
     ended: bool,
 }
 
+/// How many threads make data: a quarter of the cores and at most four, since libtorch's own threads need the rest.
+pub fn data_threads() -> NonZeroUsize {
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    NonZeroUsize::new((cores / 4).min(4)).unwrap_or(NonZeroUsize::MIN)
+}
+
 impl<'scope> Feed<'scope> {
-    /// Begins with the first of the steps numbered `range`; its threads live in `scope`.
+    /// Begins with the first of the steps numbered `range`; its `threads`, at least one, live in `scope`.
     ///
     /// # Errors
     /// The system gives no more threads.
@@ -51,10 +58,9 @@ impl<'scope> Feed<'scope> {
         scope: &'scope Scope<'scope, 'env>,
         steps: Steps<'env>,
         range: Range<usize>,
+        threads: NonZeroUsize,
     ) -> Result<Feed<'scope>> {
-        // libtorch's own threads need the rest.
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = (cores / 4).clamp(1, 4);
+        let threads = threads.get();
         let (pending, ready) = (VecDeque::new(), BTreeMap::new());
         let state = State { steps: range, pending, begun: 0, taken: 0, ready, ended: false };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), ahead: threads + 2 });

@@ -15,7 +15,7 @@ mod stage;
 mod step;
 
 pub use bench::{BenchReport, bench};
-pub use feed::Feed;
+pub use feed::{Feed, data_threads};
 pub use inputs::{Inputs, PictureCheck, Pictures, Report, Size, encoder, picture, processor};
 pub use metrics::Metrics;
 pub use micro::{Micro, Places, Prepared, StepCut, Steps};

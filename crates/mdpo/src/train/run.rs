@@ -4,7 +4,7 @@ use super::flops::{self, Flops};
 use super::progress::{Progress, Talk};
 use super::stage::{Clock, Laps, Stage};
 use super::step::{StepPlan, Tower, step};
-use super::{Feed, Inputs, Metrics, PictureCheck, StepCut, Steps, device, kind, memory, output};
+use super::{Feed, Inputs, Metrics, PictureCheck, StepCut, Steps, data_threads, device, kind, memory, output};
 use crate::address::Address;
 use crate::checkpoint::{self, State, Tensors};
 use crate::config::{AdapterStart, Length, Part, Resume, Run, Save, Tuning};
@@ -45,7 +45,7 @@ pub fn train(run: &Run, talk: Talk) -> Result<Outcome> {
     trainer.resume()?;
     trainer.introduce(talk, device);
     std::thread::scope(|scope| {
-        let mut feed = Feed::new(scope, trainer.steps(), trainer.state.step..trainer.total)?;
+        let mut feed = Feed::new(scope, trainer.steps(), trainer.state.step..trainer.total, data_threads())?;
         trainer.run(talk, &mut feed)
     })
 }

@@ -13,8 +13,11 @@ use std::time::Duration;
 
 use crate::lab::{Lab, curve, number, row};
 
+fn at_least_one(number: usize) -> NonZeroUsize {
+    NonZeroUsize::new(number).expect("not zero")
+}
+
 fn steps<'a>(inputs: &'a Inputs, run: &Run) -> Steps<'a> {
-    let at_least_one = |n| NonZeroUsize::new(n).expect("not zero");
     let per_step = at_least_one(run.batch.per_device * run.batch.accumulation);
     let order = Order::shuffled(at_least_one(inputs.examples.len()), per_step, run.seed);
     Steps { inputs, order, batch: run.batch.clone() }
@@ -56,11 +59,13 @@ fn what_the_feed_gives_is_what_is_computed_on_the_spot_and_sizes_are_true() {
                 assert_eq!(inputs.sizes[i].chosen_labels, micro.packed.responses[places.chosen].labels.len());
             }
         }
-        let found: Vec<Prepared> = std::thread::scope(|scope| {
-            let feed = Feed::new(scope, steps.clone(), first..end).expect("a feed");
-            feed.map(|micro| micro.expect("a micro-batch")).collect()
-        });
-        assert!(found == expected);
+        for threads in [1, 4] {
+            let found: Vec<Prepared> = std::thread::scope(|scope| {
+                let feed = Feed::new(scope, steps.clone(), first..end, at_least_one(threads)).expect("a feed");
+                feed.map(|micro| micro.expect("a micro-batch")).collect()
+            });
+            assert!(found == expected, "{threads} threads");
+        }
     }
 }
 
@@ -73,7 +78,8 @@ fn a_feed_that_is_not_emptied_ends_its_threads() {
         let inputs = Inputs::open(&run, PictureCheck::Header).expect("inputs");
         std::thread::scope(|scope| {
             for taken in [0, 1, 5] {
-                let mut feed = Feed::new(scope, steps(&inputs, &run), 0..1000).expect("a feed");
+                let mut feed =
+                    Feed::new(scope, steps(&inputs, &run), 0..1000, at_least_one(taken + 1)).expect("a feed");
                 for _ in 0..taken {
                     feed.next().expect("it has more").expect("a micro-batch");
                 }
