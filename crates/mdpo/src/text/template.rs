@@ -47,6 +47,9 @@ pub struct ChatTemplate {
     content: Content,
 }
 
+/// Under which the environment keeps the compiled template.
+const NAME: &str = "chat_template";
+
 const NEEDLE: &str = "Where is the needle?";
 
 impl ChatTemplate {
@@ -93,7 +96,7 @@ impl ChatTemplate {
         };
         template
             .environment
-            .template_from_str(&template.source)
+            .add_template_owned(NAME, template.source.clone())
             .map_err(|error| template.problem(&error, "is not valid"))?;
         template.content = template.detect_content();
         Ok(template)
@@ -116,7 +119,7 @@ impl ChatTemplate {
         context.insert("tools", Value::from(()));
         context.insert("documents", Value::from(()));
         context.insert("add_generation_prompt", Value::from(end == ChatEnd::GenerationPrompt));
-        self.environment.template_from_str(&self.source)?.render(context)
+        self.environment.get_template(NAME)?.render(context)
     }
 
     fn content_of(&self, parts: &[Part]) -> Json {
