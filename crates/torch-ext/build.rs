@@ -1,7 +1,23 @@
-//! Lets this crate's own test binaries find libtorch without LD_LIBRARY_PATH.
+//! Compiles `src/ext.cpp` against libtorch's headers, and lets this crate's own test binaries find libtorch without LD_LIBRARY_PATH.
+
+use std::path::Path;
 
 fn main() {
     let lib = std::env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys names libtorch's folder");
+    let headers = Path::new(&lib).parent().expect("the folder of the libraries lies in libtorch's own").join("include");
+    println!("cargo:rerun-if-changed=src/ext.cpp");
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        // Headers of the system kind: their warnings are not ours.
+        .flag("-isystem")
+        .flag(headers)
+        .file("src/ext.cpp")
+        .compile("torch_ext");
+    // What ext.cpp calls; libtorch's CUDA libraries are opened at run time (`src/cuda.rs`).
+    println!("cargo:rustc-link-search=native={lib}");
+    println!("cargo:rustc-link-lib=torch_cpu");
+    println!("cargo:rustc-link-lib=c10");
     // Cargo does not hand link arguments on to dependents: their build scripts read this and repeat it.
     println!("cargo:libtorch_lib={lib}");
     println!("cargo:rustc-link-arg=-Wl,-rpath,{lib}");

@@ -21,7 +21,7 @@ pub enum CudaState {
 
 /// Loads libtorch's CUDA library once per process and says whether a GPU can be used.
 ///
-/// libtorch remembers its first look for CUDA, so this must come before anything that asks tch about CUDA.
+/// f32 products on a GPU are f32 products from then on: TF32 is turned off. libtorch remembers its first look for CUDA, so this must come before anything that asks tch about CUDA.
 pub fn load_cuda() -> CudaState {
     static STATE: OnceLock<CudaState> = OnceLock::new();
     STATE.get_or_init(load).clone()
@@ -42,7 +42,10 @@ fn load() -> CudaState {
         }
     }
     match usize::try_from(tch::Cuda::device_count()) {
-        Ok(devices) if devices > 0 && tch::Cuda::is_available() => CudaState::Usable { devices },
+        Ok(devices) if devices > 0 && tch::Cuda::is_available() => match crate::ext::exact_f32() {
+            Ok(()) => CudaState::Usable { devices },
+            Err(error) => CudaState::Unusable { why: error.to_string() },
+        },
         _ => CudaState::Unusable { why: "libtorch finds no NVIDIA GPU with a working driver".to_owned() },
     }
 }

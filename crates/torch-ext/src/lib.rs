@@ -1,9 +1,12 @@
-//! The unsafe edge of mdpo, as a safe API over tch: tensors on memory-mapped files, and CUDA loaded at run time.
+//! The unsafe edge of mdpo, as a safe API over tch: variable-length attention, tensors on memory-mapped
+//! files, and CUDA loaded at run time.
 
 mod cuda;
+mod ext;
 mod map;
 
 pub use cuda::{CudaState, load_cuda};
+pub use ext::{CudaPeak, cuda_peak, reset_cuda_peak, varlen_attention};
 pub use map::MappedFile;
 
 use tch::{Device, Kind, TchError, Tensor};
