@@ -1,9 +1,11 @@
 //! Attention over the segments of a packed batch: a response sees its prompt and itself, a prompt sees itself.
 //!
-//! Nothing is padded and nothing else is masked: each segment is one call of libtorch's fused kernel on exactly its own keys.
+//! Nothing is padded and nothing else is masked. On a CPU each segment is one call of libtorch's fused kernel on exactly its own keys; on
+//! CUDA all of them are one call of its variable-length kernels, whose causal mask is aligned at the ends of queries and keys.
 
 use super::precision::{self, Mask};
 use crate::text::pack::Segment;
+use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
 /// Some queries of a segment: a run of its tokens, which see the segment's prefix and its tokens up to themselves.
@@ -28,14 +30,30 @@ impl Span {
         let start = self.segment.start + self.first;
         start..start + self.len
     }
+
+    /// Whether `next` holds the first tokens of a response that stands right behind this prompt, which this span reaches the end of:
+    /// causal attention over both together is what each sees.
+    fn goes_on_in(&self, next: &Span) -> bool {
+        let Segment { start, len, prefix } = self.segment;
+        let (ends, begins) = (self.first + self.len == len, next.first == 0 && next.segment.start == start + len);
+        ends && begins && prefix.is_none() && next.segment.prefix == Some((start, len))
+    }
 }
 
 /// Which queries see which keys, made once for all layers of a batch.
 #[derive(Debug)]
 pub struct Layout {
     spans: Vec<Span>,
-    /// Per span what libtorch's own causal flag cannot say.
-    masks: Vec<Option<Tensor>>,
+    way: Way,
+}
+
+/// How libtorch is asked.
+#[derive(Debug)]
+enum Way {
+    /// One call per span; of each what libtorch's own causal flag cannot say.
+    Apart(Vec<Option<Tensor>>),
+    /// One call for all.
+    Together(Runs),
 }
 
 impl Layout {
@@ -45,7 +63,11 @@ impl Layout {
             let keys = span.segment.prefix.map_or(0, |(_, len)| len) + span.first + span.len;
             (1 < span.len && span.len < keys).then(|| bottom_right(span.len, keys, (Kind::Float, device)))
         };
-        Layout { masks: spans.iter().map(mask).collect(), spans }
+        let way = match device {
+            Device::Cuda(_) => Way::Together(Runs::new(&spans, device)),
+            _ => Way::Apart(spans.iter().map(mask).collect()),
+        };
+        Layout { spans, way }
     }
 
     /// Its spans in order.
@@ -54,14 +76,95 @@ impl Layout {
     }
 }
 
+/// Runs of queries, one behind the other, and the keys of each: the last query of a run sees all of its keys, each query before it one
+/// less.
+#[derive(Debug)]
+struct Runs {
+    keys: Keys,
+    /// First query of each run, and their number; i32.
+    query_starts: Tensor,
+    /// First key of each run, and their number; i32.
+    key_starts: Tensor,
+    /// The most queries and the most keys of a run.
+    longest: (usize, usize),
+}
+
+/// Rows of keys and values, those of one run after those of the other.
+#[derive(Debug)]
+enum Keys {
+    /// As they stand.
+    AsTheyStand(Range<usize>),
+    /// A prompt's again for each of its responses but the first.
+    Gathered(Tensor),
+}
+
+impl Runs {
+    fn new(spans: &[Span], device: Device) -> Self {
+        let (mut queries, mut key_starts, mut keys) = (vec![0], vec![0], Vec::<usize>::new());
+        let mut done = 0;
+        for (i, span) in spans.iter().enumerate() {
+            let Segment { start, prefix, .. } = span.segment;
+            let before = i.checked_sub(1).map(|before| &spans[before]);
+            match before.is_some_and(|before| before.goes_on_in(span)) {
+                // A prompt and its first response are one run, whose keys stand side by side.
+                true => drop((queries.pop(), key_starts.pop())),
+                false => keys.extend(prefix.map_or(0..0, |(start, len)| start..start + len)),
+            }
+            keys.extend(start..start + span.first + span.len);
+            done += span.len;
+            queries.push(done);
+            key_starts.push(keys.len());
+        }
+        let most = |starts: &[usize]| starts.windows(2).map(|run| run[1] - run[0]).max().unwrap_or(0);
+        let longest = (most(&queries), most(&key_starts));
+        let first = keys.first().copied().unwrap_or(0);
+        let as_they_stand = keys.iter().copied().eq(first..first + keys.len());
+        let rows = || keys.iter().map(|&row| row as i64).collect::<Vec<_>>();
+        let starts = |starts: &[usize]| {
+            let starts: Vec<i32> = starts.iter().map(|&start| start as i32).collect();
+            Tensor::from_slice(&starts).to_device(device)
+        };
+        Runs {
+            keys: match as_they_stand {
+                true => Keys::AsTheyStand(first..first + keys.len()),
+                false => Keys::Gathered(Tensor::from_slice(&rows()).to_device(device)),
+            },
+            query_starts: starts(&queries),
+            key_starts: starts(&key_starts),
+            longest,
+        }
+    }
+
+    /// The rows of all runs from keys or values `[tokens, kv_heads, head_dim]`.
+    fn rows(&self, x: &Tensor) -> Tensor {
+        match &self.keys {
+            Keys::AsTheyStand(rows) => x.narrow(0, rows.start as i64, rows.len() as i64),
+            Keys::Gathered(rows) => x.index_select(0, rows),
+        }
+    }
+}
+
 /// Causal attention of every span.
 ///
 /// Queries are `[queries, heads, head_dim]`, those of the spans one after the other; keys and values `[tokens, kv_heads, head_dim]`;
 /// the result is like the queries. Grouped heads share keys as in transformers (`enable_gqa`); scores are scaled by 1/√head_dim.
 pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, layout: &Layout) -> Tensor {
+    match &layout.way {
+        Way::Apart(masks) => attend_apart(q, k, v, &layout.spans, masks),
+        Way::Together(runs) => {
+            let (k, v) = (runs.rows(k), runs.rows(v));
+            let (max_q, max_k) = runs.longest;
+            let found = torch_ext::varlen_attention(q, &k, &v, &runs.query_starts, &runs.key_starts, max_q, max_k);
+            // As every operation of tch; the step turns it into an error.
+            found.unwrap_or_else(|error| panic!("{error}"))
+        }
+    }
+}
+
+fn attend_apart(q: &Tensor, k: &Tensor, v: &Tensor, spans: &[Span], masks: &[Option<Tensor>]) -> Tensor {
     let heads_first = |x: &Tensor, start: usize, len: usize| x.narrow(0, start as i64, len as i64).transpose(0, 1);
     let mut done = 0;
-    let spans = layout.spans.iter().zip(&layout.masks);
+    let spans = spans.iter().zip(masks);
     let outputs: Vec<Tensor> = spans
         .map(|(span, mask)| {
             let queries = heads_first(q, done, span.len);
@@ -164,5 +267,66 @@ mod tests {
         let rows = Tensor::from_slice(&rows);
         let some = attend(&q.index_select(0, &rows), &k, &v, &Layout::new(spans.to_vec(), Device::Cpu));
         assert!(difference(&some, &ours.index_select(0, &rows)) < 1e-12);
+    }
+
+    /// What the kernels of CUDA compute from `runs`, written out.
+    fn emulated(q: &Tensor, k: &Tensor, v: &Tensor, runs: &Runs) -> Tensor {
+        let starts = |starts: &Tensor| -> Vec<i64> {
+            assert_eq!(starts.kind(), Kind::Int);
+            Vec::<i32>::try_from(starts).unwrap().into_iter().map(i64::from).collect()
+        };
+        let (queries, keys) = (starts(&runs.query_starts), starts(&runs.key_starts));
+        let (k, v) = (runs.rows(k), runs.rows(v));
+        assert_eq!((queries.len(), queries[queries.len() - 1]), (keys.len(), q.size()[0]));
+        assert_eq!(keys[keys.len() - 1], k.size()[0]);
+        let mut longest = (0, 0);
+        let parts = queries.windows(2).zip(keys.windows(2)).map(|(queries, keys)| {
+            let (of_q, of_k) = (queries[1] - queries[0], keys[1] - keys[0]);
+            assert!(0 < of_q && of_q <= of_k);
+            longest = (longest.0.max(of_q as usize), longest.1.max(of_k as usize));
+            let of_run = |x: &Tensor| x.narrow(0, keys[0], of_k);
+            plain(&q.narrow(0, queries[0], of_q), &of_run(&k), &of_run(&v))
+        });
+        let parts: Vec<Tensor> = parts.collect();
+        assert_eq!(longest, runs.longest);
+        Tensor::cat(&parts, 0)
+    }
+
+    #[test]
+    fn runs_of_keys_are_what_each_span_sees() {
+        tch::manual_seed(4);
+        let options = (Kind::Double, Device::Cpu);
+        let segment = |start, len, prefix| Segment { start, len, prefix };
+        // Two prompts with two and one responses, a third with none: the shared prompt's keys are there twice, the others' once.
+        let segments = [
+            segment(0, 5, None),
+            segment(5, 3, Some((0, 5))),
+            segment(8, 4, Some((0, 5))),
+            segment(12, 2, None),
+            segment(14, 6, Some((12, 2))),
+            segment(20, 3, None),
+        ];
+        let (q, k, v) = (
+            Tensor::randn([23, 4, 8], options),
+            Tensor::randn([23, 2, 8], options),
+            Tensor::randn([23, 2, 8], options),
+        );
+        let span = |(i, first, len): (usize, usize, usize)| Span { segment: segments[i], first, len };
+        let all = segments.map(Span::whole).to_vec();
+        // Spans as the last layer has them: ends of prompts, parts of responses, a response whose prompt has no query.
+        let ends = [(0, 4, 1), (1, 0, 3), (2, 1, 2), (4, 0, 6)].map(span).to_vec();
+        let broken = [(0, 2, 2), (1, 0, 2), (2, 3, 1), (3, 1, 1), (4, 2, 3), (5, 0, 1)].map(span).to_vec();
+        let alone = [(3, 1, 1), (4, 0, 6)].map(span).to_vec();
+        for (spans, gathered, runs) in [(all, 28, 4), (ends, 24, 3), (broken, 30, 6), (alone, 8, 1)] {
+            let rows: Vec<i64> = spans.iter().flat_map(|span| span.rows().map(|row| row as i64)).collect();
+            let q = q.index_select(0, &Tensor::from_slice(&rows));
+            let found = Runs::new(&spans, Device::Cpu);
+            assert_eq!((found.rows(&k).size()[0], found.query_starts.size()[0] - 1), (gathered, runs), "{spans:?}");
+            let expected = attend(&q, &k, &v, &Layout::new(spans.clone(), Device::Cpu));
+            let difference = (emulated(&q, &k, &v, &found) - expected).abs().max().double_value(&[]);
+            assert!(difference < 1e-12, "{difference} {spans:?}");
+        }
+        let one = Runs::new(&[Span::whole(segments[3]), Span::whole(segments[4])], Device::Cpu);
+        assert!(matches!(one.keys, Keys::AsTheyStand(Range { start: 12, end: 20 })), "{one:?}");
     }
 }
