@@ -1,11 +1,13 @@
 //! 6: hidden states and labels to log-probs.
 //!
-//! Only positions that predict a response token meet the head, a chunk of them at a time, in f32; whole logits never exist. No chunk
-//! spans two prompts, so that a log-prob does not depend on what else is in the batch. Beside the log-prob of a label, a chunk yields its gradient with respect to the hidden state, (one-hot − softmax) W, which the chain
-//! rule later scales by one number per response: a frozen head is passed once, forward and backward together.
+//! Only positions that predict a response token meet the head, a chunk of them at a time; logits and softmax are f32, whole logits never
+//! exist. A head in bf16 or f16 is widened on a CPU; on CUDA it is multiplied as it is, with f32 results, in both directions. No chunk spans
+//! two prompts, so that a log-prob does not depend on what else is in the batch. Beside the log-prob of a label, a chunk yields its
+//! gradient with respect to the hidden state, (one-hot − softmax) W, which the chain rule later scales by one number per response: a
+//! frozen head is passed once, forward and backward together.
 
 use crate::text::pack::{PackedBatch, PackedPrompt};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Positions that meet the head together.
 const CHUNK: i64 = 512;
@@ -58,8 +60,9 @@ pub fn log_probs(hidden: &Tensor, head: &Tensor, batch: &PackedBatch, gradients:
     let on_device = |values: &[i64]| Tensor::from_slice(values).to_device(hidden.device());
     let (from, labels, sizes) = (on_device(&from), on_device(&labels), chunk_sizes(batch));
     tch::no_grad(|| {
-        let states = hidden.index_select(0, &from).to_kind(Kind::Float);
-        let head = head.to_kind(Kind::Float);
+        let factors = of_factors(hidden, head);
+        let states = hidden.index_select(0, &from).to_kind(factors);
+        let head = head.to_kind(factors);
         let states = states.split_with_sizes(sizes.as_slice(), 0);
         let chunks = states.into_iter().zip(labels.split_with_sizes(sizes.as_slice(), 0));
         let chunks = chunks.map(|(states, labels)| Chunk::new(&states, &labels, &head, gradients));
@@ -101,7 +104,7 @@ struct Chunk {
 
 impl Chunk {
     fn new(states: &Tensor, labels: &Tensor, head: &Tensor, gradients: Gradients) -> Self {
-        let logits = states.matmul(&head.tr());
+        let logits = product(states, &head.tr());
         let log_softmax = logits.log_softmax(-1, Kind::Float);
         let log_probs = log_softmax.gather(1, &labels.unsqueeze(1), false).squeeze_dim(1);
         if gradients == Gradients::Unwanted {
@@ -114,16 +117,32 @@ impl Chunk {
             entropy: -(&softmax * &log_softmax).sum_dim_intlist(width.as_slice(), false, Kind::Float),
             top1: logits.argmax(-1, false).eq_tensor(labels).to_kind(Kind::Float),
             mean_logit: logits.mean_dim(width.as_slice(), false, Kind::Float),
-            gradients: head.index_select(0, labels) - softmax.matmul(head),
+            gradients: head.index_select(0, labels) - product(&softmax.to_kind(head.kind()), head),
             log_probs,
         }
+    }
+}
+
+/// The precision in which states and head are multiplied.
+fn of_factors(states: &Tensor, head: &Tensor) -> Kind {
+    match (states.device(), states.kind() == head.kind()) {
+        (Device::Cuda(_), true) => head.kind(),
+        _ => Kind::Float,
+    }
+}
+
+/// `a b` in f32, accumulated in f32.
+fn product(a: &Tensor, b: &Tensor) -> Tensor {
+    match a.kind() {
+        Kind::BFloat16 | Kind::Half => a.mm_dtype(b, Kind::Float),
+        _ => a.matmul(b),
     }
 }
 
 impl LogProbs {
     /// The log-prob of each response in nats: the sum over its labels, accumulated in f64 on the CPU, `[responses]`.
     pub fn sums(&self) -> Tensor {
-        let per_token = self.per_token.to_device(tch::Device::Cpu).to_kind(Kind::Double);
+        let per_token = self.per_token.to_device(Device::Cpu).to_kind(Kind::Double);
         let lengths: Vec<i64> = self.lengths.iter().map(|&n| n as i64).collect();
         let sums: Vec<Tensor> =
             per_token.split_with_sizes(lengths, 0).iter().map(|part| part.sum(Kind::Double)).collect();
@@ -155,8 +174,8 @@ impl LogProbs {
     /// A response's number for each of its labels, f32 on the device of the states.
     fn per_label(&self, gradient: &Tensor) -> Tensor {
         let lengths: Vec<i64> = self.lengths.iter().map(|&n| n as i64).collect();
-        let gradient = gradient.to_kind(Kind::Float).to_device(self.from.device());
-        gradient.repeat_interleave_self_tensor(&Tensor::from_slice(&lengths).to_device(self.from.device()), 0, None)
+        let repeats = Tensor::from_slice(&lengths);
+        gradient.to_kind(Kind::Float).repeat_interleave_self_tensor(&repeats, 0, None).to_device(self.from.device())
     }
 }
 
@@ -164,7 +183,6 @@ impl LogProbs {
 mod tests {
     use super::*;
     use crate::text::pack::PackedResponse;
-    use tch::Device;
 
     #[test]
     fn chunks_give_the_plain_formula_and_its_gradients() {
