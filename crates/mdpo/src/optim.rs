@@ -89,8 +89,13 @@ pub fn unscale(trainables: &[Trainable], scale: f64) {
 /// `torch.nn.utils.clip_grad_norm_`'s formula.
 pub fn clip(trainables: &[Trainable], max_norm: f64) -> f64 {
     let gradients: Vec<Tensor> = trainables.iter().map(|t| t.leaf.grad()).filter(Tensor::defined).collect();
-    let square = |gradient: &Tensor| gradient.to_kind(Kind::Float).norm().double_value(&[]).powi(2);
-    let norm = gradients.iter().map(square).sum::<f64>().sqrt();
+    if gradients.is_empty() {
+        return 0.0;
+    }
+    let norms: Vec<Tensor> = gradients.iter().map(|gradient| gradient.to_kind(Kind::Float).norm()).collect();
+    // Read together, so that a GPU is waited for once and not for every tensor.
+    let norms = Vec::<f64>::try_from(Tensor::stack(&norms, 0)).expect("norms are one row of numbers");
+    let norm = norms.iter().map(|norm| norm.powi(2)).sum::<f64>().sqrt();
     if max_norm > 0.0 && norm > max_norm {
         for mut gradient in gradients {
             let _ = gradient.g_mul_scalar_(max_norm / (norm + 1e-6));
