@@ -1,4 +1,5 @@
-//! Compiles `src/ext.cpp` against libtorch's headers, and lets this crate's own test binaries find libtorch without LD_LIBRARY_PATH.
+//! Compiles `src/ext.cpp` against libtorch's headers, lets this crate's own test binaries find libtorch without LD_LIBRARY_PATH,
+//! and says which libtorch it is.
 
 use std::path::Path;
 
@@ -22,4 +23,12 @@ fn main() {
     println!("cargo:libtorch_lib={lib}");
     println!("cargo:rustc-link-arg=-Wl,-rpath,{lib}");
     println!("cargo:rustc-link-arg=-Wl,--as-needed");
+    // A wheel says it in `version.py`, an unpacked libtorch in `build-version`.
+    let read = |name: &str| std::fs::read_to_string(Path::new(&lib).join("..").join(name));
+    let python = read("version.py").ok().and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("__version__ = '").map(str::to_owned))?;
+        Some(line.trim_end_matches('\'').to_owned())
+    });
+    let version = python.or_else(|| read("build-version").ok()).unwrap_or_else(|| "unknown".to_owned());
+    println!("cargo:rustc-env=LIBTORCH_VERSION={}", version.trim());
 }

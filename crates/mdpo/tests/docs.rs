@@ -1,6 +1,6 @@
 //! Holds the documents at the root of the repository to the code: verbs, recipes, rows, files, tests, links and make targets.
 
-use mdpo::config::{Data, Overlong, Run};
+use mdpo::config::{Data, Overlong, ReferenceLogps, Run};
 use mdpo::data::{self, Need};
 use std::collections::BTreeSet;
 use std::fs;
@@ -98,6 +98,7 @@ fn the_row_of_the_readme_is_read() {
         overlong: Overlong::Refuse,
         max_skipped_rows: 0,
         shuffle: true,
+        reference_logps: ReferenceLogps::Computed,
     };
     let found = data::load(&settings, Need::Pair).unwrap_or_else(|error| panic!("{error}"));
     assert!(found.problems.is_empty(), "{:?}", found.problems);

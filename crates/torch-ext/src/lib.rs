@@ -11,6 +11,9 @@ pub use map::MappedFile;
 
 use tch::{Device, Kind, TchError, Tensor};
 
+/// The libtorch that this was built with, such as `2.11.0+cpu`; `unknown` where it does not say.
+pub const LIBTORCH_VERSION: &str = env!("LIBTORCH_VERSION");
+
 /// Bytes of one element of `kind`, for numbers of which every bit pattern is one; `None` for other kinds.
 pub fn element_bytes(kind: Kind) -> Option<usize> {
     match kind {

@@ -13,7 +13,7 @@ pub(super) struct Reference {
     recipe: PathBuf,
     /// Keys to set over the recipe's, as `key=value`
     overrides: Vec<String>,
-    /// Apply this PEFT adapter
+    /// Apply this PEFT adapter; a run that continues it with `reference: adapter` takes what is kept under it
     #[arg(long)]
     adapter: Option<PathBuf>,
     /// Where to write, one JSON object per row: `row`, `chosen`, `chosen_tokens`, `rejected`, `rejected_tokens`, `corrupted`

@@ -46,6 +46,8 @@ pub struct Run {
     pub model: Model,
     /// Which rows.
     pub data: Data,
+    /// Where the reference's log-probs are kept, and when they are computed.
+    pub reference: KeptReference,
     /// How the rejected image is made.
     pub rejected_image: RejectedImage,
     /// What is minimised.
@@ -114,6 +116,35 @@ pub struct Data {
     pub max_skipped_rows: usize,
     /// Whether the order changes each epoch (`shuffle`, default true).
     pub shuffle: bool,
+    /// Whose the reference's log-probs under the true image are (`reference_logps: computed | columns`).
+    pub reference_logps: ReferenceLogps,
+}
+
+/// Whose the reference's log-probs under the true image are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReferenceLogps {
+    /// Those that the run's own reference gives.
+    Computed,
+    /// Those that the rows bring, of whatever model gave them.
+    Columns,
+}
+
+/// Where the reference's log-probs are kept, and when they are computed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptReference {
+    /// The folder of those that outlive the run (`reference_cache`).
+    pub cache: Option<PathBuf>,
+    /// When they are computed (`precompute_ref_log_probs`).
+    pub when: ReferenceWhen,
+}
+
+/// When the reference's log-probs are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReferenceWhen {
+    /// `false`, the default: with the first step that needs them.
+    AsNeeded,
+    /// `true`: all that come again in later epochs, before the first step.
+    BeforeTraining,
 }
 
 /// What happens to a row over the longest length.

@@ -54,6 +54,8 @@ fn the_least_recipe_has_the_documented_defaults() {
     truncation_mode: refuse
     max_skipped_rows: 0
     shuffle: true
+    reference_logps: computed
+    precompute_ref_log_probs: false
     loss_type: mdpo
     beta: 0.1
     preference_weight: 1.0
@@ -207,6 +209,9 @@ fn contradictions_are_refused() {
         ("loss_type: dpo\nrejected_image: crop", "`rejected_image` belongs to `loss_type: mdpo`"),
         ("loss_type: sft\nbeta: 0.1", "`beta` does not go with `loss_type: sft`"),
         ("loss_type: sft\nreference: base", "`reference` does not go with `loss_type: sft`"),
+        ("loss_type: sft\nreference_cache: kept", "`reference_cache` does not go with `loss_type: sft`"),
+        ("loss_type: sft\nreference_logps: columns", "`reference_logps` does not go with `loss_type: sft`"),
+        ("loss_type: sft\nprecompute_ref_log_probs: true", "does not go with `loss_type: sft`"),
         ("rejected_image: noise\nrejected_image_scale: [0.1, 0.2]", "belongs to `rejected_image: crop`"),
         ("preference_weight: 0\nconditional_weight: 0\nanchor_weight: 0", "all three terms"),
         ("save_strategy: epoch\nsave_steps: 5", "`save_steps` has no meaning"),
@@ -264,6 +269,8 @@ fn values_out_of_range_are_refused() {
         "lora_target_modules: [all-linear, q_proj]",
         "max_skipped_rows: -1",
         "shuffle: perhaps",
+        "reference_logps: mine",
+        "reference_cache: [a, b]",
         "resume_from_checkpoint: 3",
         "gradient_checkpointing: some",
         "loss_type: [dpo, sft]",
@@ -633,6 +640,7 @@ fn model_and_data() -> impl Strategy<Value = (Model, Data)> {
             overlong,
             max_skipped_rows,
             shuffle,
+            reference_logps: ReferenceLogps::Computed,
         },
     );
     (model, data)
@@ -672,8 +680,9 @@ fn batch_and_output() -> impl Strategy<Value = (Batch, Output)> {
 proptest! {
     #[test]
     fn a_written_run_reads_back_equal(
-        (model, data) in model_and_data(), mut objective in objective(), corruption in corruption(), once in any::<bool>(),
+        (model, mut data) in model_and_data(), mut objective in objective(), corruption in corruption(), once in any::<bool>(),
         mut tuning in tuning(), optim in optim(), (batch, output) in batch_and_output(), seed in any::<u64>(),
+        (cache, precompute, columns) in (prop::option::of(name()), any::<bool>(), any::<bool>()),
     ) {
         let mut rejected_image = RejectedImage { corruption, redraw: if once { Redraw::Once } else { Redraw::EachEpoch } };
         // What has no meaning for an objective keeps its default.
@@ -683,7 +692,16 @@ proptest! {
         if let (Objective::Sft, Tuning::Lora(Lora { start: AdapterStart::From { reference, .. }, .. })) = (&mut objective, &mut tuning) {
             *reference = Reference::Adapter;
         }
-        let run = Run { model, data, rejected_image, objective, tuning, optim, batch, output, seed };
+        let mut reference = KeptReference {
+            cache: cache.map(PathBuf::from),
+            when: if precompute { ReferenceWhen::BeforeTraining } else { ReferenceWhen::AsNeeded },
+        };
+        if matches!(objective, Objective::Sft) {
+            reference = good("", &[]).reference;
+        } else if columns {
+            data.reference_logps = ReferenceLogps::Columns;
+        }
+        let run = Run { model, data, reference, rejected_image, objective, tuning, optim, batch, output, seed };
         let text = run.to_yaml();
         let back = Run::from_yaml(&text, "mdpo_recipe.yaml", &[]).map_err(|error| TestCaseError::fail(format!("{error}\n{text}")))?;
         prop_assert_eq!(&back, &run, "{}", text);

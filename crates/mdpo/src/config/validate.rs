@@ -26,6 +26,7 @@ impl Recipe {
         let run = Run {
             model: self.model(),
             data: self.data(),
+            reference: self.reference(&objective),
             rejected_image: self.rejected_image(&objective),
             tuning: self.tuning(&objective),
             optim: self.optim(),
@@ -79,6 +80,28 @@ impl Recipe {
             ),
             max_skipped_rows: self.value("max_skipped_rows", whole(0)),
             shuffle: self.value("shuffle", flag),
+            reference_logps: self.value(
+                "reference_logps",
+                one_of(&[("computed", ReferenceLogps::Computed), ("columns", ReferenceLogps::Columns)]),
+            ),
+        }
+    }
+
+    fn reference(&mut self, objective: &Objective) -> KeptReference {
+        let precompute = self.value("precompute_ref_log_probs", flag);
+        if matches!(objective, Objective::Sft) {
+            let what =
+                |key: &str| format!("`{key}` does not go with `loss_type: sft`, which compares with no reference");
+            for key in ["reference_logps", "reference_cache"] {
+                self.forbid(key, &what(key), "leave it out");
+            }
+            if precompute {
+                self.forbid("precompute_ref_log_probs", &what("precompute_ref_log_probs"), "leave it out");
+            }
+        }
+        KeptReference {
+            cache: self.optional("reference_cache", text).map(PathBuf::from),
+            when: if precompute { ReferenceWhen::BeforeTraining } else { ReferenceWhen::AsNeeded },
         }
     }
 

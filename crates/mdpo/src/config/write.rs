@@ -35,7 +35,7 @@ impl Run {
                 keys.insert(name.to_owned(), value);
             }
         };
-        let Run { model, data, rejected_image, objective, tuning, optim, batch, output, seed } = self;
+        let Run { model, data, reference: kept, rejected_image, objective, tuning, optim, batch, output, seed } = self;
         put("model_name_or_path", json!(model.name));
         put("model_revision", json!(model.revision));
         put(
@@ -66,6 +66,17 @@ impl Run {
         );
         put("max_skipped_rows", json!(data.max_skipped_rows));
         put("shuffle", json!(data.shuffle));
+        if !matches!(objective, Objective::Sft) {
+            put(
+                "reference_logps",
+                json!(match data.reference_logps {
+                    ReferenceLogps::Computed => "computed",
+                    ReferenceLogps::Columns => "columns",
+                }),
+            );
+            put("reference_cache", kept.cache.as_deref().map_or(Value::Null, path));
+            put("precompute_ref_log_probs", json!(kept.when == ReferenceWhen::BeforeTraining));
+        }
         match objective {
             Objective::Dpo { beta } => {
                 put("loss_type", json!("dpo"));

@@ -18,5 +18,5 @@ pub(super) fn example(row: &mut Row, need: Need) -> Result<Example> {
         Need::Chosen => None,
         Need::Pair | Need::PairWithRejectedImages => Some(Response::Text(text("rejected")?)),
     };
-    Ok(Example { row: row.id.clone(), prompt, chosen, rejected, images, rejected_images: Vec::new() })
+    Ok(Example { row: row.id.clone(), prompt, chosen, rejected, images, rejected_images: Vec::new(), reference: None })
 }

@@ -10,6 +10,7 @@ mod json;
 mod mdpo;
 pub mod order;
 mod parquet;
+mod reference;
 mod row;
 mod shape;
 mod spool;
@@ -21,7 +22,7 @@ use std::sync::Arc;
 use self::row::{Fields, Row, Value};
 pub use self::spool::Embedded;
 use self::spool::Spool;
-use crate::config;
+use crate::config::{self, ReferenceLogps};
 use crate::{Error, Result};
 
 /// Where a row was written.
@@ -55,6 +56,17 @@ pub struct Example {
     pub images: Vec<ImageSource>,
     /// The row's own rejected images (`rejected_images`), empty when it has none.
     pub rejected_images: Vec<ImageSource>,
+    /// What a reference says of the responses under the true images, where the row brings it and `reference_logps: columns` asks for it.
+    pub reference: Option<ReferenceSums>,
+}
+
+/// Log-probs of a row's responses under some reference, each summed over the response, in nats.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ReferenceSums {
+    /// Of the preferred response.
+    pub chosen: f64,
+    /// Of the other one.
+    pub rejected: f64,
 }
 
 /// What the model is asked.
@@ -137,7 +149,7 @@ pub fn load(settings: &config::Data, need: Need) -> Result<Dataset> {
     let (spool, mut unreadable) = (Spool::default(), Vec::new());
     for path in files::list(&settings.paths)? {
         let folder = settings.image_folder.as_deref().or_else(|| path.parent()).unwrap_or(Path::new(""));
-        if let Err(problem) = dataset.read(&path, folder, need, &spool) {
+        if let Err(problem) = dataset.read(&path, folder, need, settings.reference_logps, &spool) {
             unreadable.push(problem);
         }
     }
@@ -151,7 +163,7 @@ pub fn load(settings: &config::Data, need: Need) -> Result<Dataset> {
 
 impl Dataset {
     /// Adds the rows of a file; images that they carry go to `spool`.
-    fn read(&mut self, path: &Path, folder: &Path, need: Need, spool: &Spool) -> Result<()> {
+    fn read(&mut self, path: &Path, folder: &Path, need: Need, logps: ReferenceLogps, spool: &Spool) -> Result<()> {
         let rows = match files::kind(path) {
             Some(files::Kind::JsonLines) => json::lines(path)?,
             Some(files::Kind::Parquet) => parquet::rows(path)?,
@@ -161,7 +173,7 @@ impl Dataset {
         for row in rows {
             let (number, value) = row?;
             let id = RowId { file: file.clone(), row: number };
-            let example = value.and_then(|value| example(id, folder, value, need, spool));
+            let example = value.and_then(|value| example(id, folder, value, need, logps, spool));
             spool.failure()?;
             match example {
                 Ok(example) => self.examples.push(example),
@@ -172,11 +184,23 @@ impl Dataset {
     }
 }
 
-fn example(id: RowId, folder: &Path, value: Value, need: Need, spool: &Spool) -> Result<Example> {
-    match value {
-        Value::Object(fields) => shape::example(Row { id, folder, fields: Fields::new(fields), spool }, need),
-        other => Err(Error::at(id, format!("expected an object, found {}", other.kind()))),
-    }
+fn example(
+    id: RowId,
+    folder: &Path,
+    value: Value,
+    need: Need,
+    logps: ReferenceLogps,
+    spool: &Spool,
+) -> Result<Example> {
+    let mut row = match value {
+        Value::Object(fields) => Row { id, folder, fields: Fields::new(fields), spool },
+        other => return Err(Error::at(id, format!("expected an object, found {}", other.kind()))),
+    };
+    let reference = match logps {
+        ReferenceLogps::Computed => None,
+        ReferenceLogps::Columns => Some(reference::columns(&mut row)?),
+    };
+    Ok(Example { reference, ..shape::example(row, need)? })
 }
 
 /// The problems of a data set of `rows` rows where they may be left out: at most `allowed` of them (`max_skipped_rows`), and never all rows.

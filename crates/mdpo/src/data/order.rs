@@ -51,6 +51,12 @@ impl Order {
         Order { examples, examples_per_step, seed: None }
     }
 
+    /// The same steps in the order of the files.
+    #[must_use]
+    pub fn unshuffled(&self) -> Self {
+        Order { seed: None, ..self.clone() }
+    }
+
     /// Optimizer steps in an epoch, the smaller last one included.
     #[must_use]
     pub fn steps_per_epoch(&self) -> usize {

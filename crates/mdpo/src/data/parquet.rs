@@ -104,6 +104,10 @@ fn value(field: Field) -> Value {
         | Field::TimeMicros(_)
         | Field::TimestampMillis(_)
         | Field::TimestampMicros(_) => Value::Other("a time"),
+        Field::Double(number) => Value::Number(number),
+        Field::Float(number) => Value::Number(f64::from(number)),
+        Field::Int(number) => Value::Number(f64::from(number)),
+        Field::Long(number) => Value::Number(number as f64),
         _ => Value::Other("a number"),
     }
 }

@@ -14,6 +14,8 @@ pub(super) enum Value {
     Null,
     /// Something no shape uses, by what it is called.
     Other(&'static str),
+    /// A number.
+    Number(f64),
     /// Text.
     Text(String),
     /// Bytes; only Parquet has them.
@@ -30,6 +32,7 @@ impl Value {
         match self {
             Value::Null => "null",
             Value::Other(kind) => kind,
+            Value::Number(_) => "a number",
             Value::Text(_) => "text",
             Value::Bytes(_) => "bytes",
             Value::List(_) => "a list",
@@ -43,7 +46,7 @@ impl From<serde_json::Value> for Value {
         match value {
             serde_json::Value::Null => Value::Null,
             serde_json::Value::Bool(_) => Value::Other("a boolean"),
-            serde_json::Value::Number(_) => Value::Other("a number"),
+            serde_json::Value::Number(number) => Value::Number(number.as_f64().unwrap_or(f64::NAN)),
             serde_json::Value::String(text) => Value::Text(text),
             serde_json::Value::Array(items) => Value::List(items.into_iter().map(Value::from).collect()),
             serde_json::Value::Object(fields) => {
@@ -99,7 +102,7 @@ impl Fields {
                 Value::List(items) => items.is_empty(),
                 Value::Object(fields) => fields.iter().all(|(_, value)| *value == Value::Null),
                 Value::Text(text) => text.is_empty(),
-                Value::Other(_) | Value::Bytes(_) => false,
+                Value::Other(_) | Value::Number(_) | Value::Bytes(_) => false,
             };
             name == key && !empty
         })

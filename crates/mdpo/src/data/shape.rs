@@ -5,7 +5,7 @@ use super::{Example, Message, Need, Part, Prompt, Response, images, mdpo, trl};
 use crate::{Error, Result};
 
 /// The columns that some shape uses; others are ignored.
-pub(super) const COLUMNS: [&str; 17] = [
+pub(super) const COLUMNS: [&str; 22] = [
     "images",
     "image",
     "img_path",
@@ -16,6 +16,11 @@ pub(super) const COLUMNS: [&str; 17] = [
     "rejected",
     "completion",
     "messages",
+    "logps",
+    "ref_chosen_logps",
+    "ref_rejected_logps",
+    "reference_chosen_logp",
+    "reference_rejected_logp",
     "tools",
     "chat_template_kwargs",
     "video",

@@ -26,6 +26,7 @@ fn settings(path: PathBuf) -> config::Data {
         overlong: config::Overlong::Refuse,
         max_skipped_rows: 0,
         shuffle: true,
+        reference_logps: ReferenceLogps::Computed,
     }
 }
 
@@ -739,7 +740,10 @@ proptest! {
         for row in [row, pair, dialogs] {
             for need in [Need::Chosen, Need::Pair, Need::PairWithRejectedImages] {
                 let id = RowId { file: Path::new("any.jsonl").into(), row: 1 };
-                let _ = example(id, Path::new(""), row.clone().into(), need, &Spool::default()).map_err(|problem| problem.to_string());
+                for logps in [ReferenceLogps::Computed, ReferenceLogps::Columns] {
+                    let read = example(id.clone(), Path::new(""), row.clone().into(), need, logps, &Spool::default());
+                    let _ = read.map_err(|problem| problem.to_string());
+                }
             }
         }
     }

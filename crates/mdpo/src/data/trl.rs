@@ -47,7 +47,7 @@ pub(super) fn example(row: &mut Row, need: Need) -> Result<Example> {
     // `answers` gave the chosen one, and after it the rejected one where it is needed.
     let rejected = if responses.len() > 1 { responses.pop() } else { None };
     let chosen = responses.pop().ok_or_else(|| missing(row, "no `chosen`"))?;
-    Ok(Example { row: row.id.clone(), prompt, chosen, rejected, images, rejected_images: Vec::new() })
+    Ok(Example { row: row.id.clone(), prompt, chosen, rejected, images, rejected_images: Vec::new(), reference: None })
 }
 
 /// The columns with the answers, chosen first.

@@ -176,9 +176,14 @@ impl Model {
         (!features.is_empty()).then(|| Tensor::cat(&features, 0))
     }
 
-    /// The tower's features after the projector `[images · tokens, width]`.
+    /// The tower's features after the projector `[images · tokens, width]`; image by image where the tower runs so.
     pub fn project(&self, features: &Tensor, pass: Pass) -> Option<Tensor> {
-        Some(self.vision.as_ref()?.projector.forward(features, pass).flatten(0, 1))
+        let projector = &self.vision.as_ref()?.projector;
+        let project = |features: &Tensor| projector.forward(features, pass).flatten(0, 1);
+        Some(match self.device {
+            Device::Cpu => Tensor::cat(&features.split(1, 0).iter().map(project).collect::<Vec<_>>(), 0),
+            _ => project(features),
+        })
     }
 
     /// Embeds the batch: tokens from the table, image tokens from the projected features.

@@ -79,6 +79,7 @@ pub(super) fn example(images: usize, prompt: Prompt, chosen: Response, rejected:
         rejected: Some(rejected),
         images: vec![ImageSource::Path(PathBuf::from("a.png")); images],
         rejected_images: Vec::new(),
+        reference: None,
     }
 }
 

@@ -3,7 +3,7 @@
 use super::flops::Flops;
 use super::run::Trainer;
 use super::stage::{Laps, Stage};
-use super::{Feed, Inputs, PictureCheck, data_threads, device, kind};
+use super::{Feed, Inputs, PictureCheck, ReferenceCache, data_threads, device, kind};
 use crate::config::Run;
 use crate::nn::precision::of_products;
 use crate::{Error, Result};
@@ -42,12 +42,12 @@ pub struct BenchReport {
     pub peak_rss: Option<u64>,
 }
 
-/// Measures `steps` optimizer steps after `warmup` others that are not counted.
+/// Measures `steps` optimizer steps after `warmup` others that are not counted. Nothing is kept of the reference, so that every step is one of a first epoch.
 pub fn bench(run: &Run, warmup: usize, steps: usize) -> Result<BenchReport> {
     let device = device(run.model.device)?;
     let inputs = Inputs::open(run, PictureCheck::Header)?;
     let peak = matmul_peak(kind(run.model.dtype), device);
-    let mut trainer = Trainer::new(run, &inputs, device)?;
+    let mut trainer = Trainer::new(run, &inputs, device, ReferenceCache::nothing())?;
     trainer.measure(Laps::Waited);
     let all = warmup + steps;
     if trainer.total < all {

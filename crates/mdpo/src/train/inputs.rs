@@ -256,6 +256,12 @@ impl Inputs {
         Ok(Pictures { true_images, rejected })
     }
 
+    /// Whether every epoch sees the same rejected images.
+    pub fn rejected_images_recur(&self) -> bool {
+        let drawn = !matches!(self.rejected_image.corruption, Corruption::Blank | Corruption::Given);
+        !drawn || self.rejected_image.redraw == Redraw::Once
+    }
+
     fn rejected(&self, example: &Example, own: &Picture, image: usize, address: Address) -> Result<Corrupted> {
         let corruption = &self.rejected_image.corruption;
         let mean = self.processor.as_ref().map_or([127; 3], ImageProcessor::mean_colour);

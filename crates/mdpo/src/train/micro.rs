@@ -5,6 +5,7 @@
 
 use super::Inputs;
 use super::inputs::Size;
+use super::reference_cache::ReferencePrompt;
 use crate::Result;
 use crate::config;
 use crate::data::ImageSource;
@@ -85,6 +86,8 @@ pub struct Prepared {
     pub images: Vec<Pixels>,
     /// Where each pair's responses are.
     pub pairs: Vec<Places>,
+    /// The prompts as the reference sees them, where there is one.
+    pub prompts: Vec<ReferencePrompt>,
 }
 
 /// Some examples, ready for the model.
@@ -96,6 +99,8 @@ pub struct Micro {
     pub images: Vec<Pixels>,
     /// Where each pair's responses are.
     pub pairs: Vec<Places>,
+    /// The prompts as the reference sees them, where there is one.
+    pub prompts: Vec<ReferencePrompt>,
 }
 
 /// Indices of a pair's responses in the packed batch.
@@ -153,13 +158,14 @@ impl Prepared {
             }
             pairs.push(Places { chosen: first, rejected, corrupted });
         }
-        Ok(Prepared { examples: indices.to_vec(), packed, images, pairs })
+        let prompts = ReferencePrompt::all(inputs, indices, &packed, &images, &pairs);
+        Ok(Prepared { examples: indices.to_vec(), packed, images, pairs, prompts })
     }
 
     /// Moves them to `device`.
     pub fn to_device(self, device: Device) -> Micro {
-        let Prepared { examples: _, packed, images, pairs } = self;
-        Micro { batch: DeviceBatch::new(packed, device), images, pairs }
+        let Prepared { examples: _, packed, images, pairs, prompts } = self;
+        Micro { batch: DeviceBatch::new(packed, device), images, pairs, prompts }
     }
 }
 

@@ -1,8 +1,9 @@
 //! Log-probs of a data set without training: `mdpo reference`.
 
-use super::{Inputs, Micro, PictureCheck, device, evaluate, kind};
+use super::{Inputs, Micro, PictureCheck, ReferenceCache, complete, device, kind};
 use crate::Result;
-use crate::config::Run;
+use crate::config::{ReferenceLogps, Run};
+use crate::error::caught;
 use crate::model::Model;
 use crate::model::load::Plan;
 use crate::nn::Role;
@@ -33,10 +34,27 @@ pub struct ReferenceRow {
     pub corrupted: Option<f64>,
 }
 
-/// Computes the log-probs of every usable row under the checkpoint, with an adapter where one is given, and hands them over in order.
-pub fn reference(run: &Run, adapter: Option<&Path>, mut take: impl FnMut(ReferenceRow) -> Result<()>) -> Result<()> {
+/// Gives the log-probs of every usable row under the checkpoint, with an adapter where one is given, in order. With a `reference_cache` those that it holds are
+/// taken from there, the others are computed and added to it.
+pub fn reference(run: &Run, adapter: Option<&Path>, take: impl FnMut(ReferenceRow) -> Result<()>) -> Result<()> {
     let device = device(run.model.device)?;
-    let inputs = Inputs::open(run, PictureCheck::Header)?;
+    let mut references = ReferenceCache::of_model(run, adapter, device)?;
+    let done = rows(run, adapter, device, &mut references, take);
+    let kept = references.write();
+    done.and(kept)
+}
+
+fn rows(
+    run: &Run,
+    adapter: Option<&Path>,
+    device: tch::Device,
+    references: &mut ReferenceCache,
+    mut take: impl FnMut(ReferenceRow) -> Result<()>,
+) -> Result<()> {
+    // What rows bring is not what this model says.
+    let mut run = run.clone();
+    run.data.reference_logps = ReferenceLogps::Computed;
+    let inputs = Inputs::open(&run, PictureCheck::Header)?;
     let adapter = adapter.map(weights::lora::read).transpose()?;
     let model = Model::load(&run.model.path, kind(run.model.dtype), device, Plan::Frozen { adapter })?;
     let first = inputs.examples.first().map(|example| &example.row.file);
@@ -46,7 +64,13 @@ pub fn reference(run: &Run, adapter: Option<&Path>, mut take: impl FnMut(Referen
         let encode = |&i: &usize| Ok(inputs.encode(&inputs.examples[i])?.encoded);
         let encoded = indices.iter().map(encode).collect::<Result<Vec<_>>>()?;
         let micro = Micro::new(&inputs, indices, &encoded, 0, device)?;
-        let sums = evaluate(&model, &micro, Role::Policy).sums;
+        let mut known = references.known(&micro);
+        caught(|| {
+            complete(&model, &micro, Role::Policy, None, &mut known);
+            Ok(())
+        })?;
+        references.learn(&micro, &known)?;
+        let sums = known.sums();
         let value = |place: usize| sums.double_value(&[place as i64]);
         for (&index, places) in indices.iter().zip(&micro.pairs) {
             take(ReferenceRow {

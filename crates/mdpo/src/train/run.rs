@@ -3,15 +3,18 @@
 use super::flops::{self, Flops};
 use super::progress::{Progress, Talk};
 use super::stage::{Clock, Laps, Stage};
-use super::step::{StepPlan, Tower, step};
-use super::{Feed, Inputs, Metrics, PictureCheck, StepCut, Steps, data_threads, device, kind, memory, output};
+use super::step::{StepPlan, Tower, complete, step};
+use super::{
+    Feed, Inputs, Metrics, PictureCheck, ReferenceCache, StepCut, Steps, data_threads, device, kind, memory, output,
+};
 use crate::address::Address;
 use crate::checkpoint::{self, State, Tensors};
-use crate::config::{AdapterStart, Length, Part, Resume, Run, Save, Tuning};
+use crate::config::{AdapterStart, Length, Part, ReferenceLogps, ReferenceWhen, Resume, Run, Save, Tuning};
 use crate::data::order::Order;
 use crate::error::caught;
 use crate::model::Model;
 use crate::model::load::Plan;
+use crate::nn::Role;
 use crate::optim::{self, AdamW, Moments};
 use crate::weights::{self, AdapterConfig};
 use crate::{Error, Result, config};
@@ -41,19 +44,25 @@ pub fn train(run: &Run, talk: Talk) -> Result<Outcome> {
     output::prepare(run)?;
     let device = device(run.model.device)?;
     let inputs = Inputs::open(run, PictureCheck::Header)?;
-    let mut trainer = Trainer::new(run, &inputs, device)?;
+    let mut trainer = Trainer::new(run, &inputs, device, ReferenceCache::of_run(run, device)?)?;
     trainer.resume()?;
     trainer.introduce(talk, device);
-    std::thread::scope(|scope| {
-        let mut feed = Feed::new(scope, trainer.steps(), trainer.state.step..trainer.total, data_threads())?;
-        trainer.run(talk, &mut feed)
-    })
+    let ended = trainer.precompute().and_then(|()| {
+        std::thread::scope(|scope| {
+            let mut feed = Feed::new(scope, trainer.steps(), trainer.state.step..trainer.total, data_threads())?;
+            trainer.run(talk, &mut feed)
+        })
+    });
+    // What the reference said is worth keeping however the run ended; how it ended is the error to tell.
+    let kept = trainer.references.write();
+    ended.and_then(|outcome| kept.map(|()| outcome))
 }
 
 /// Loads the model as training would, checks that results can be written, and counts the trained parameters.
 pub fn try_load(run: &Run, inputs: &Inputs) -> Result<usize> {
     output::check(run)?;
-    let trainer = Trainer::new(run, inputs, device(run.model.device)?)?;
+    let device = device(run.model.device)?;
+    let trainer = Trainer::new(run, inputs, device, ReferenceCache::of_run(run, device)?)?;
     Ok(trainer.model.trainables.iter().map(|trainable| trainable.leaf.numel()).sum())
 }
 
@@ -70,6 +79,8 @@ pub(super) struct Trainer<'a> {
     pub clock: Clock,
     state: State,
     metrics: Metrics,
+    /// What the reference said so far.
+    references: ReferenceCache,
     /// Whether policy and reference agree before the first step, as they should.
     starts_at_reference: bool,
     stop: Arc<AtomicBool>,
@@ -88,7 +99,7 @@ pub(super) struct Done {
 }
 
 impl<'a> Trainer<'a> {
-    pub fn new(run: &'a Run, inputs: &'a Inputs, device: tch::Device) -> Result<Self> {
+    pub fn new(run: &'a Run, inputs: &'a Inputs, device: tch::Device, references: ReferenceCache) -> Result<Self> {
         let (mut start_config, mut starts_at_reference) = (None, true);
         let plan = match &run.tuning {
             Tuning::Full { parts } => Plan::Full(parts),
@@ -125,7 +136,9 @@ impl<'a> Trainer<'a> {
             state: State { step: 0, identity, metrics: Value::Null, log_history: Vec::new(), tokens_seen: 0 },
             metrics: Metrics::default(),
             stop: stop_flag()?,
-            starts_at_reference,
+            references,
+            // What rows bring comes from another model or precision.
+            starts_at_reference: starts_at_reference && run.data.reference_logps == ReferenceLogps::Computed,
             run,
             inputs,
             model,
@@ -194,6 +207,9 @@ impl<'a> Trainer<'a> {
                 report.seams
             );
         }
+        if let Some((prompts, file)) = self.references.stored() {
+            eprintln!("reference  {prompts} prompts known from {}", file.display());
+        }
         let estimate = memory::estimate(self.run, self.inputs, parameters);
         eprintln!("trained  {parameters} parameters · about {} of memory", memory::bytes(estimate.total()));
         let from = if self.state.step > 0 { format!(", {} done", self.state.step) } else { String::new() };
@@ -211,6 +227,31 @@ impl<'a> Trainer<'a> {
     /// What every step consists of.
     pub fn steps(&self) -> Steps<'a> {
         Steps { inputs: self.inputs, order: self.order.clone(), batch: self.run.batch.clone() }
+    }
+
+    /// Asks the reference about everything that comes again in later epochs, where the recipe wants that done first; a signal ends it early.
+    fn precompute(&mut self) -> Result<()> {
+        if self.run.reference.when == ReferenceWhen::AsNeeded || !self.inputs.needs.reference {
+            return Ok(());
+        }
+        let order = self.order.unshuffled();
+        let range = 0..order.steps_per_epoch();
+        let steps = Steps { order, ..self.steps() };
+        std::thread::scope(|scope| {
+            for prepared in Feed::new(scope, steps, range, data_threads())? {
+                if self.stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                let micro = prepared?.to_device(self.model.device);
+                let mut known = self.references.known_of_recurring(&micro);
+                caught(|| {
+                    complete(&self.model, &micro, Role::Reference, None, &mut known);
+                    Ok(())
+                })?;
+                self.references.learn(&micro, &known)?;
+            }
+            Ok(())
+        })
     }
 
     fn run(&mut self, talk: Talk, feed: &mut Feed) -> Result<Outcome> {
@@ -290,14 +331,21 @@ impl<'a> Trainer<'a> {
                 totals,
                 dropout: self.dropout_seed(index, i),
             };
+            let mut known = self.references.known(&micro);
+            let missing = known.missing(&micro.batch.packed);
+            // On a GPU what a prompt gives depends on its neighbours, and no policy equals a value that others led to.
+            let comparable = self.model.device == tch::Device::Cpu || known.is_nothing(&micro.batch.packed);
             self.clock.lap(Stage::Data);
-            let (sum, at_reference, observed) = caught(|| step(&self.model, &micro, plan, &mut self.clock))?;
+            let (sum, at_reference, observed) =
+                caught(|| step(&self.model, &micro, plan, &mut known, &mut self.clock))?;
+            self.references.learn(&micro, &known)?;
             loss += sum / totals.pairs as f64;
-            expected += at_reference.unwrap_or(f64::NAN) / totals.pairs as f64;
+            expected += at_reference.filter(|_| comparable).unwrap_or(f64::NAN) / totals.pairs as f64;
             tokens += micro.batch.packed.ids.len() as u64;
             metrics.merge(&observed);
             let packed = &micro.batch.packed;
-            flops.add(&flops::of(&self.model, packed, micro.images.len(), Some(packed), self.inputs.needs));
+            let reference = missing.as_ref().map(|missing| &missing.packed);
+            flops.add(&flops::of(&self.model, packed, micro.images.len(), reference, self.inputs.needs));
         }
         self.check_first_loss(index, loss, expected)?;
         optim::unscale(&self.model.trainables, optim::loss_scale(self.model.kind()));

@@ -1,11 +1,11 @@
 //! One micro-batch forward and backward: the same few calls for every objective.
 
 use super::stage::{Clock, Stage};
-use super::{Metrics, Micro};
+use super::{KnownReference, Metrics, Micro, Missing};
 use crate::config::{GradientCheckpointing, Objective};
 use crate::logprob::{Gradients, LogProbs, log_probs};
 use crate::model::language::Keep;
-use crate::model::{Model, ModelRun};
+use crate::model::{DeviceBatch, Model, ModelRun};
 use crate::nn::{Pass, Role};
 use crate::objective::{Needs, Pairs, Scope, StepTotals, Views};
 use crate::{Error, Result, optim};
@@ -47,18 +47,44 @@ pub struct Evaluated {
 pub fn evaluate(model: &Model, micro: &Micro, role: Role) -> Evaluated {
     let pass = Pass::of(role);
     let features = tch::no_grad(|| model.features(&micro.images.iter().collect::<Vec<_>>(), pass));
-    Evaluated { sums: reference(model, micro, features.as_ref(), pass) }
+    Evaluated { sums: sums(model, &micro.batch, features.as_ref(), pass) }
 }
 
-fn reference(model: &Model, micro: &Micro, features: Option<&Tensor>, pass: Pass) -> Tensor {
-    let run = model.forward(&micro.batch, features, pass, Keep::Nothing);
+fn sums(model: &Model, batch: &DeviceBatch, features: Option<&Tensor>, pass: Pass) -> Tensor {
+    let run = model.forward(batch, features, pass, Keep::Nothing);
     let head = tch::no_grad(|| model.language.head(pass));
-    log_probs(run.hidden(), &head, &micro.batch.packed, Gradients::Unwanted).sums()
+    log_probs(run.hidden(), &head, &batch.packed, Gradients::Unwanted).sums()
 }
 
-/// Forward and backward of one micro-batch; gradients, times [`optim::loss_scale`], are added to the leaves. Gives the sum of the loss over its pairs, the sum
-/// that it would have if the policy were the reference, and everything that is logged.
-pub fn step(model: &Model, micro: &Micro, plan: StepPlan, clock: &mut Clock) -> Result<(f64, Option<f64>, Metrics)> {
+/// Computes what is missing of `known`, without gradients, in the role of the reference; `features` are those of all images of the micro-batch,
+/// where they are the reference's too.
+pub fn complete(model: &Model, micro: &Micro, role: Role, features: Option<&Tensor>, known: &mut KnownReference) {
+    let Some(Missing { packed, images }) = known.missing(&micro.batch.packed) else { return };
+    let pass = Pass::of(role);
+    let features = match features {
+        Some(features) => {
+            let rows: Vec<i64> = images.iter().map(|&image| image as i64).collect();
+            (!rows.is_empty())
+                .then(|| features.index_select(0, &Tensor::from_slice(&rows).to_device(features.device())))
+        }
+        None => {
+            let images: Vec<_> = images.iter().map(|&image| &micro.images[image]).collect();
+            tch::no_grad(|| model.features(&images, pass))
+        }
+    };
+    let batch = DeviceBatch::new(packed, model.device);
+    known.fill(&micro.batch.packed, &sums(model, &batch, features.as_ref(), pass));
+}
+
+/// Forward and backward of one micro-batch; gradients, times [`optim::loss_scale`], are added to the leaves. What is not `known` of the reference is computed.
+/// Gives the sum of the loss over its pairs, the sum that it would have if the policy were the reference, and everything that is logged.
+pub fn step(
+    model: &Model,
+    micro: &Micro,
+    plan: StepPlan,
+    known: &mut KnownReference,
+    clock: &mut Clock,
+) -> Result<(f64, Option<f64>, Metrics)> {
     let images: Vec<_> = micro.images.iter().collect();
     let policy = Pass { role: Role::Policy, dropout: plan.dropout };
     let frozen = Pass::of(Role::Reference);
@@ -68,9 +94,10 @@ pub fn step(model: &Model, micro: &Micro, plan: StepPlan, clock: &mut Clock) -> 
     };
     clock.lap(Stage::Vision);
     let needs = plan.objective.needs();
-    let reference = needs.reference.then(|| match plan.tower {
-        Tower::Frozen => reference(model, micro, features.as_ref(), frozen),
-        Tower::Trained => evaluate(model, micro, Role::Reference).sums,
+    let reference = needs.reference.then(|| {
+        let shared = features.as_ref().filter(|_| plan.tower == Tower::Frozen);
+        complete(model, micro, Role::Reference, shared, known);
+        known.sums()
     });
     clock.lap(Stage::Reference);
     let keep = match plan.checkpointing {

@@ -9,7 +9,7 @@ use mdpo::objective::StepTotals;
 use mdpo::optim::{self, AdamW};
 use mdpo::text::pack::PackedBatch;
 use mdpo::text::{ImageSlot, Tokens};
-use mdpo::train::{Clock, Laps, Micro, Places, StepPlan, Tower, evaluate, step};
+use mdpo::train::{Clock, KnownReference, Laps, Micro, Places, StepPlan, Tower, evaluate, step};
 use mdpo::weights;
 use serde_json::Value;
 use std::collections::HashMap;
@@ -74,7 +74,7 @@ impl Fixture {
             let corrupted = (!prompt.images.is_empty()).then_some(first + 2);
             pairs.push(Places { chosen: first, rejected: Some(first + 1), corrupted });
         }
-        Micro { batch: DeviceBatch::new(packed, Device::Cpu), images, pairs }
+        Micro { batch: DeviceBatch::new(packed, Device::Cpu), images, pairs, prompts: Vec::new() }
     }
 }
 
@@ -138,8 +138,14 @@ fn follow(name: &str) -> Worst {
             seen += rows.len();
             let (objective, checkpointing) = (&run.objective, run.batch.checkpointing);
             let plan = StepPlan { objective, checkpointing, tower: Tower::Frozen, totals, dropout: None };
-            let (sum, _, metrics) = step(&model, &micro, plan, &mut Clock::new(Laps::Unwaited, Device::Cpu))
-                .unwrap_or_else(|error| panic!("{error}"));
+            let (sum, _, metrics) = step(
+                &model,
+                &micro,
+                plan,
+                &mut KnownReference::nothing(&micro.batch.packed),
+                &mut Clock::new(Laps::Unwaited, Device::Cpu),
+            )
+            .unwrap_or_else(|error| panic!("{error}"));
             assert!((metrics.mean("loss").expect("a loss") - sum / rows.len() as f64).abs() < 1e-12);
             loss += sum / totals.pairs as f64;
         }
