@@ -3,6 +3,7 @@
 #   make demo    train the embedded example with mDPO and print what it learned
 #   make test    the tests
 #   make check   what CI runs: fmt, clippy, docs, tests
+#   make gpu-check  on a machine with an NVIDIA GPU: CUDA against the CPU, and how fast it is (CONTRIBUTING.md)
 #   make audit   licences, bans and sources of all dependencies (installs cargo-deny when it is missing)
 
 SHELL := /bin/bash
@@ -17,7 +18,7 @@ else
 LIBTORCH_READY := .libtorch/ready
 endif
 
-.PHONY: libtorch build demo test check fmt clippy doc audit clean
+.PHONY: libtorch build demo test gpu-check check fmt clippy doc audit clean
 
 libtorch: $(LIBTORCH_READY)
 
@@ -40,6 +41,14 @@ demo: libtorch
 
 test: libtorch
 	$(CARGO) test --workspace
+
+# GPU_INPUTS, a folder of `benchmarks/make_inputs.py --size gpu`, adds the speed of training and the comparison with TRL ($(PYTHON) needs its stack).
+gpu-check: libtorch
+	$(CARGO) run --release --package mdpo --example gpu_check -- $(if $(GPU_INPUTS),--inputs $(GPU_INPUTS))
+	@if [ -n "$(GPU_INPUTS)" ] && nvidia-smi --list-gpus >/dev/null 2>&1; then \
+		$(CARGO) build --release --package mdpo && \
+		$(PYTHON) benchmarks/compare.py $(GPU_INPUTS) --mdpo target/release/mdpo --dtypes bf16 --rounds 3 --steps 8; \
+	fi
 
 fmt:
 	$(CARGO) fmt --all --check

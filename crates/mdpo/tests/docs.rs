@@ -53,9 +53,9 @@ fn ticked(text: &str) -> Vec<&str> {
     text.lines().filter(|line| !line.starts_with("```")).flat_map(|line| line.split('`').skip(1).step_by(2)).collect()
 }
 
-/// The lower-case word at the start of a text.
+/// The lower-case word at the start of a text, which may have `_` and `-` in it.
 fn word(text: &str) -> &str {
-    let end = text.find(|c: char| !(c.is_ascii_lowercase() || c == '_')).unwrap_or(text.len());
+    let end = text.find(|c: char| !(c.is_ascii_lowercase() || c == '_' || c == '-')).unwrap_or(text.len());
     &text[..end]
 }
 

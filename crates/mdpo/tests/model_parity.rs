@@ -2,133 +2,29 @@
 //!
 //! Each test prints the worst difference it found; the tolerance is a small multiple of what was measured when it was written.
 
-use mdpo::config::{AdapterStart, Lora, Part, Reference, Targets};
-use mdpo::image::Pixels;
+#[path = "common/cases.rs"]
+mod cases;
+
+use cases::{
+    ALL_PARTS, Fixture, MODELS, POLICY, difference, features, gradient, gradients, prepare, prompt, relative, response,
+    text, two_log_probs,
+};
+use mdpo::config::{AdapterStart, Lora, Reference, Targets};
 use mdpo::logprob::{Gradients, log_probs};
 use mdpo::model::language::Keep;
 use mdpo::model::load::Plan;
 use mdpo::model::{DeviceBatch, Model, States};
 use mdpo::nn::{Pass, Role};
 use mdpo::text::pack::PackedBatch;
-use mdpo::text::{ImageSlot, Tokens};
-use serde_json::Value;
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
-const ALL_PARTS: [Part; 3] = [Part::LanguageModel, Part::Projector, Part::VisionTower];
-const MODELS: [&str; 5] = ["llava-tiny", "llava-tiny-full", "llama-tiny", "mistral-tiny", "qwen2-tiny"];
-const POLICY: Pass = Pass { role: Role::Policy, dropout: None };
-
-struct Fixture {
-    folder: PathBuf,
-    cases: Value,
-    expected: HashMap<String, Tensor>,
+fn open(name: &str) -> Fixture {
+    Fixture::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../parity/model"), name)
 }
 
-impl Fixture {
-    fn open(name: &str) -> Self {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../parity/model").join(name);
-        let cases = std::fs::read_to_string(folder.join("cases.json")).expect("cases.json");
-        let expected = Tensor::read_safetensors(folder.join("expected.safetensors")).expect("expected.safetensors");
-        Fixture { cases: serde_json::from_str(&cases).expect("JSON"), expected: expected.into_iter().collect(), folder }
-    }
-
-    /// The cases whose pixels (if they have images) the fixture holds.
-    fn cases(&self) -> impl Iterator<Item = &Value> {
-        let complete = |case: &&Value| images(case) == 0 || self.expected(case, "pixel_values").is_some();
-        self.cases["cases"].as_array().expect("cases").iter().filter(complete)
-    }
-
-    fn load(&self, plan: Plan) -> Model {
-        Model::load(&self.folder, Kind::Float, Device::Cpu, plan).unwrap_or_else(|error| panic!("{error}"))
-    }
-
-    fn expected(&self, case: &Value, what: &str) -> Option<&Tensor> {
-        self.expected.get(&format!("{}.{what}", text(&case["name"])))
-    }
-}
-
-fn text(value: &Value) -> &str {
-    value.as_str().expect("text")
-}
-
-fn images(case: &Value) -> usize {
-    case["images"].as_array().map_or(0, Vec::len)
-}
-
-fn ids(value: &Value) -> Vec<u32> {
-    value.as_array().expect("ids").iter().map(|id| id.as_u64().expect("id") as u32).collect()
-}
-
-/// The prompt of a case with its image slots.
-fn prompt(model: &Model, case: &Value) -> Tokens {
-    let ids = ids(&case["prompt_ids"]);
-    let images = model.shape.vision.as_ref().map_or(Vec::new(), |vision| {
-        let len = vision.tokens_per_image();
-        let places: Vec<usize> = (0..ids.len()).filter(|&i| ids[i] == vision.image_token).collect();
-        places.chunks(len).enumerate().map(|(image, run)| ImageSlot { start: run[0], len, image }).collect()
-    });
-    Tokens { counted: vec![false; ids.len()], ids, images }
-}
-
-fn response(value: &Value) -> Tokens {
-    let ids = ids(value);
-    Tokens { counted: vec![true; ids.len()], ids, images: Vec::new() }
-}
-
-/// The case as a packed batch of one prompt with two responses, and its pixels as transformers made them.
-fn prepare(model: &Model, fixture: &Fixture, case: &Value) -> (DeviceBatch, Vec<Pixels>) {
-    let mut packed = PackedBatch::default();
-    let responses = [&response(&case["chosen_ids"]), &response(&case["rejected_ids"])];
-    packed.push(&prompt(model, case), &responses, |image| image);
-    let pixels = fixture.expected(case, "pixel_values").map_or(Vec::new(), |values| {
-        let side = values.size()[2] as usize;
-        let flat = |image: &Tensor| Vec::<f32>::try_from(image.flatten(0, -1)).expect("floats");
-        values.unbind(0).iter().map(|image| Pixels { height: side, width: side, values: flat(image) }).collect()
-    });
-    (DeviceBatch::new(packed, Device::Cpu), pixels)
-}
-
-fn features(model: &Model, pixels: &[Pixels]) -> Option<Tensor> {
-    model.features(&pixels.iter().collect::<Vec<_>>(), POLICY)
-}
-
-fn difference(a: &Tensor, b: &Tensor) -> f64 {
-    assert_eq!(a.size(), b.size());
-    (a.to_kind(Kind::Double) - b.to_kind(Kind::Double)).abs().max().double_value(&[])
-}
-
-/// Largest difference as a share of the largest expected value.
-fn relative(found: &Tensor, expected: &Tensor) -> f64 {
-    difference(found, expected) / expected.abs().max().double_value(&[]).max(1e-3)
-}
-
-/// Log-probs of the case's two responses, without gradients.
-fn two_log_probs(model: &Model, fixture: &Fixture, case: &Value, pass: Pass) -> [f64; 2] {
-    let (batch, pixels) = prepare(model, fixture, case);
-    let features = tch::no_grad(|| features(model, &pixels));
-    let run = model.forward(&batch, features.as_ref(), pass, Keep::Nothing);
-    let sums = log_probs(run.hidden(), &model.language.head(pass), &batch.packed, Gradients::Unwanted).sums();
-    [sums.double_value(&[0]), sums.double_value(&[1])]
-}
-
-/// Leaves hold the gradient of `logp_chosen - 0.5 logp_rejected` afterwards.
-fn gradients(model: &Model, fixture: &Fixture, case: &Value, keep: Keep) {
-    for trainable in &model.trainables {
-        trainable.leaf.shallow_clone().zero_grad();
-    }
-    let (batch, pixels) = prepare(model, fixture, case);
-    let features = features(model, &pixels);
-    let run = model.forward(&batch, features.as_ref(), POLICY, keep);
-    let head = model.language.head(POLICY);
-    let log_probs = log_probs(run.hidden(), &head.detach(), &batch.packed, Gradients::Wanted);
-    let weights = Tensor::from_slice(&[1.0f64, -0.5]);
-    let hidden = run.hidden().shallow_clone();
-    if model.language.head_is_trained() {
-        log_probs.push_into_head(&weights, &hidden, &head, &batch.packed);
-    }
-    model.backward(&batch, run, &log_probs.pull_back(&weights, &hidden));
+fn model_of(fixture: &Fixture, plan: Plan) -> Model {
+    fixture.load(Kind::Float, Device::Cpu, plan)
 }
 
 fn canonical(name: &str) -> String {
@@ -143,17 +39,12 @@ fn canonical(name: &str) -> String {
         .map_or(name.to_owned(), |(ours, rest)| format!("{ours}{}", rest.strip_prefix("vision_model.").unwrap_or(rest)))
 }
 
-fn gradient(model: &Model, name: &str) -> Tensor {
-    let found = model.trainables.iter().find(|trainable| trainable.name == name);
-    found.unwrap_or_else(|| panic!("`{name}` is not trained")).leaf.grad()
-}
-
 #[test]
 fn features_hidden_states_and_log_probs_equal_transformers() {
     let [mut tower, mut projected, mut hidden, mut log_prob] = [0f64; 4];
     for name in MODELS {
-        let fixture = Fixture::open(name);
-        let model = fixture.load(Plan::Frozen { adapter: None });
+        let fixture = open(name);
+        let model = model_of(&fixture, Plan::Frozen { adapter: None });
         for case in fixture.cases() {
             let (batch, pixels) = prepare(&model, &fixture, case);
             let features = tch::no_grad(|| features(&model, &pixels));
@@ -188,9 +79,9 @@ fn features_hidden_states_and_log_probs_equal_transformers() {
 fn gradients_of_every_part_equal_transformers_with_and_without_checkpointing() {
     let (mut worst, mut compared) = (0f64, 0);
     for name in MODELS {
-        let fixture = Fixture::open(name);
+        let fixture = open(name);
         for keep in [Keep::Graph, Keep::LayerInputs] {
-            let model = fixture.load(Plan::Full(&ALL_PARTS));
+            let model = model_of(&fixture, Plan::Full(&ALL_PARTS));
             for case in fixture.cases() {
                 gradients(&model, &fixture, case, keep);
                 for written in case["gradients"].as_array().expect("gradients").iter().map(text) {
@@ -211,14 +102,14 @@ fn gradients_of_every_part_equal_transformers_with_and_without_checkpointing() {
 fn adapters_give_peft_s_log_probs_and_gradients() {
     let (mut worst, mut worst_gradient) = (0f64, 0f64);
     for name in ["llava-tiny", "llama-tiny"] {
-        let fixture = Fixture::open(name);
+        let fixture = open(name);
         for adapter in fixture.cases["adapters"].as_array().expect("adapters") {
             let path = text(&adapter["path"]);
             let file = mdpo::weights::lora::read(&fixture.folder.join(path)).unwrap_or_else(|error| panic!("{error}"));
             let (targets, start) = (Targets::AllLinear, AdapterStart::Fresh);
             let settings = Lora { r: 4, alpha: 8.0, dropout: 0.0, rslora: false, targets, start };
             let plan = Plan::Lora { settings: &settings, seed: 0, start: Some((file, Reference::Base)) };
-            let model = fixture.load(plan);
+            let model = model_of(&fixture, plan);
             for values in adapter["cases"].as_array().expect("cases") {
                 let Some(case) = fixture.cases().find(|case| case["name"] == values["name"]) else { continue };
                 for (role, key) in [(Role::Policy, "on"), (Role::Reference, "off")] {
@@ -243,8 +134,8 @@ fn adapters_give_peft_s_log_probs_and_gradients() {
 
 #[test]
 fn a_shared_prompt_equals_separate_sequences() {
-    let fixture = Fixture::open("llava-tiny");
-    let model = fixture.load(Plan::Frozen { adapter: None });
+    let fixture = open("llava-tiny");
+    let model = model_of(&fixture, Plan::Frozen { adapter: None });
     for case in fixture.cases() {
         let shared = two_log_probs(&model, &fixture, case, POLICY);
         let (_, pixels) = prepare(&model, &fixture, case);
@@ -263,7 +154,7 @@ fn a_shared_prompt_equals_separate_sequences() {
 
 /// `llama-tiny`, whose head is tied, with the head stored as well: the table plus `difference`.
 fn with_stored_head(difference: f64) -> tempfile::TempDir {
-    let fixture = Fixture::open("llama-tiny");
+    let fixture = open("llama-tiny");
     let folder = tempfile::tempdir().expect("a folder");
     std::fs::copy(fixture.folder.join("config.json"), folder.path().join("config.json")).expect("copied");
     let mut tensors = Tensor::read_safetensors(fixture.folder.join("model.safetensors")).expect("the weights");
@@ -287,7 +178,7 @@ fn a_stored_tied_head_is_the_embedding_table_or_refused() {
 #[test]
 fn an_adapter_on_a_layer_that_is_never_run_loads() {
     use mdpo::weights::{AdapterConfig, LoraFile, LoraPair};
-    let fixture = Fixture::open("llava-tiny");
+    let fixture = open("llava-tiny");
     let adapter = |outputs: i64| {
         let ones = |shape: [i64; 2]| Tensor::ones(shape, (Kind::Float, Device::Cpu));
         let pair = LoraPair { a: ones([1, 24]), b: ones([outputs, 1]) };
@@ -298,7 +189,7 @@ fn an_adapter_on_a_layer_that_is_never_run_loads() {
         Model::load(&fixture.folder, Kind::Float, Device::Cpu, Plan::Frozen { adapter: Some(adapter) })
     };
     let adapted = load(adapter(40)).unwrap_or_else(|error| panic!("{error}"));
-    let bare = fixture.load(Plan::Frozen { adapter: None });
+    let bare = model_of(&fixture, Plan::Frozen { adapter: None });
     let case = fixture.cases().find(|case| case["name"] == "one_image").expect("the case");
     assert_eq!(two_log_probs(&adapted, &fixture, case, POLICY), two_log_probs(&bare, &fixture, case, POLICY));
     assert!(load(adapter(41)).expect_err("a wrong shape").to_string().contains("layers.2.mlp.fc1"));

@@ -69,5 +69,8 @@ fn table(report: &BenchReport) -> String {
     if let Some(bytes) = report.peak_rss {
         text += &format!("memory     {} resident at most\n", memory::bytes(bytes));
     }
+    if let Some(bytes) = report.peak_gpu {
+        text += &format!("GPU        {} in tensors at most\n", memory::bytes(bytes));
+    }
     text
 }

@@ -40,6 +40,8 @@ pub struct BenchReport {
     pub matmul_peak: f64,
     /// Peak resident memory of this process in bytes, where the system tells it.
     pub peak_rss: Option<u64>,
+    /// Most bytes that tensors took on the GPU at once, on one.
+    pub peak_gpu: Option<u64>,
 }
 
 /// Measures `steps` optimizer steps after `warmup` others that are not counted. Nothing is kept of the reference, so that every step is one of a first epoch.
@@ -94,6 +96,10 @@ pub fn bench(run: &Run, warmup: usize, steps: usize) -> Result<BenchReport> {
             flops_per_second: flops.total() / times.iter().sum::<f64>(),
             matmul_peak: peak,
             peak_rss: peak_rss(),
+            peak_gpu: match device {
+                Device::Cuda(index) => torch_ext::cuda_peak(index).ok().map(|peak| peak.allocated),
+                _ => None,
+            },
         })
     })
 }

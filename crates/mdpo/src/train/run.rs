@@ -400,6 +400,11 @@ impl<'a> Trainer<'a> {
         entry.insert("epoch".to_owned(), json!(self.state.step as f64 / self.order.steps_per_epoch() as f64));
         entry.insert("step".to_owned(), json!(self.state.step));
         window.close(&mut entry);
+        if let tch::Device::Cuda(index) = self.model.device
+            && let Ok(peak) = torch_ext::cuda_peak(index)
+        {
+            entry.insert("peak_memory".to_owned(), json!(peak.allocated));
+        }
         self.state.log_history.push(Value::Object(entry.clone()));
         entry
     }
