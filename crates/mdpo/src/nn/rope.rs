@@ -28,8 +28,8 @@ pub enum RopeScaling {
 /// Tables of cos and sin, `[positions, head_dim]`.
 #[derive(Debug)]
 pub struct Rope {
-    inverse_frequencies: Vec<f32>,
-    device: Device,
+    /// On the device, so that a pass does not wait for a copy.
+    inverse_frequencies: Tensor,
 }
 
 impl Rope {
@@ -51,13 +51,12 @@ impl Rope {
                 }
             }
         });
-        Rope { inverse_frequencies: scaled.collect(), device }
+        Rope { inverse_frequencies: Tensor::from_slice(&scaled.collect::<Vec<f32>>()).to_device(device) }
     }
 
     /// cos and sin for `positions` `[tokens]`, each `[tokens, 1, head_dim]` in `kind`: computed in f32, then rounded.
     pub fn tables(&self, positions: &Tensor, kind: Kind) -> (Tensor, Tensor) {
-        let frequencies = Tensor::from_slice(&self.inverse_frequencies).to_device(self.device);
-        let angles = positions.to_kind(Kind::Float).unsqueeze(-1) * frequencies;
+        let angles = positions.to_kind(Kind::Float).unsqueeze(-1) * &self.inverse_frequencies;
         let angles = Tensor::cat(&[&angles, &angles], -1).unsqueeze(1);
         (angles.cos().to_kind(kind), angles.sin().to_kind(kind))
     }
