@@ -1,7 +1,7 @@
 //! Attention over the segments of a packed batch: a response sees its prompt and itself, a prompt sees itself.
 //!
-//! Nothing is padded and nothing else is masked. On a CPU each segment is one call of libtorch's fused kernel on exactly its own keys; on
-//! CUDA all of them are one call of its variable-length kernels, whose causal mask is aligned at the ends of queries and keys.
+//! Nothing is padded and nothing else is masked. On a CPU each segment meets exactly its own keys, written out as products in blocks of
+//! queries where it has few keys and in libtorch's fused kernel where it has many, whichever was quicker (docs/performance.md); on CUDA all of them are one call of its variable-length kernels, whose causal mask is aligned at the ends of queries and keys.
 
 use super::precision::{self, Mask};
 use crate::text::pack::Segment;
@@ -50,22 +50,63 @@ pub struct Layout {
 /// How libtorch is asked.
 #[derive(Debug)]
 enum Way {
-    /// One call per span; of each what libtorch's own causal flag cannot say.
-    Apart(Vec<Option<Tensor>>),
+    /// One span after the other.
+    Apart(Vec<Apart>),
     /// One call for all.
     Together(Runs),
+}
+
+/// How a span is computed on its own.
+#[derive(Debug)]
+struct Apart {
+    /// For the fused kernel: what libtorch's own causal flag cannot say.
+    mask: Option<Tensor>,
+    /// For products written out, where there are few keys: blocks of its queries.
+    blocks: Vec<Block>,
+}
+
+/// Some queries of a span.
+#[derive(Debug)]
+struct Block {
+    /// Counted from the span's first.
+    queries: Range<usize>,
+    /// How many of the span's keys its last query sees, from the first on.
+    keys: usize,
+    /// Additive, `[queries, keys]`.
+    mask: Tensor,
+}
+
+/// Up to so many keys scores are written out; their memory grows with the square.
+const FEW_KEYS: usize = 1024;
+/// Queries of a block: fewer compute less of what is masked, more make better products.
+const BLOCK: usize = 200;
+
+impl Apart {
+    fn new(span: &Span, device: Device) -> Self {
+        let keys = span.segment.prefix.map_or(0, |(_, len)| len) + span.first + span.len;
+        let options = (Kind::Float, device);
+        let size = span.len.div_ceil(span.len.div_ceil(BLOCK));
+        let block = |start: usize| {
+            let queries = start..(start + size).min(span.len);
+            let keys = keys - span.len + queries.end;
+            Block { mask: bottom_right(queries.len(), keys, options), queries, keys }
+        };
+        Apart {
+            mask: (1 < span.len && span.len < keys).then(|| bottom_right(span.len, keys, options)),
+            blocks: match keys <= FEW_KEYS {
+                true => (0..span.len).step_by(size).map(block).collect(),
+                false => Vec::new(),
+            },
+        }
+    }
 }
 
 impl Layout {
     /// A layout on `device`.
     pub fn new(spans: Vec<Span>, device: Device) -> Self {
-        let mask = |span: &Span| {
-            let keys = span.segment.prefix.map_or(0, |(_, len)| len) + span.first + span.len;
-            (1 < span.len && span.len < keys).then(|| bottom_right(span.len, keys, (Kind::Float, device)))
-        };
         let way = match device {
             Device::Cuda(_) => Way::Together(Runs::new(&spans, device)),
-            _ => Way::Apart(spans.iter().map(mask).collect()),
+            _ => Way::Apart(spans.iter().map(|span| Apart::new(span, device)).collect()),
         };
         Layout { spans, way }
     }
@@ -150,7 +191,7 @@ impl Runs {
 /// the result is like the queries. Grouped heads share keys as in transformers (`enable_gqa`); scores are scaled by 1/√head_dim.
 pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, layout: &Layout) -> Tensor {
     match &layout.way {
-        Way::Apart(masks) => attend_apart(q, k, v, &layout.spans, masks),
+        Way::Apart(parts) => attend_apart(q, k, v, &layout.spans, parts),
         Way::Together(runs) => {
             let (k, v) = (runs.rows(k), runs.rows(v));
             let (max_q, max_k) = runs.longest;
@@ -161,27 +202,34 @@ pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, layout: &Layout) -> Tensor {
     }
 }
 
-fn attend_apart(q: &Tensor, k: &Tensor, v: &Tensor, spans: &[Span], masks: &[Option<Tensor>]) -> Tensor {
+fn attend_apart(q: &Tensor, k: &Tensor, v: &Tensor, spans: &[Span], parts: &[Apart]) -> Tensor {
     let heads_first = |x: &Tensor, start: usize, len: usize| x.narrow(0, start as i64, len as i64).transpose(0, 1);
-    let mut done = 0;
-    let spans = spans.iter().zip(masks);
-    let outputs: Vec<Tensor> = spans
-        .map(|(span, mask)| {
-            let queries = heads_first(q, done, span.len);
-            done += span.len;
-            let own = |x: &Tensor| heads_first(x, span.segment.start, span.first + span.len);
-            let seen = |x: &Tensor| match span.segment.prefix {
-                None => own(x),
-                Some((start, len)) => Tensor::cat(&[heads_first(x, start, len), own(x)], 1),
-            };
-            let mask = match mask {
-                Some(mask) => Mask::Additive(mask),
-                None if span.len == 1 => Mask::None,
-                None => Mask::Causal,
-            };
-            attention(&queries, &seen(k), &seen(v), mask).transpose(0, 1)
-        })
-        .collect();
+    let written_out = precision::writes_attention_out(q);
+    let (mut done, mut outputs) = (0, Vec::new());
+    for (span, Apart { mask, blocks }) in spans.iter().zip(parts) {
+        let queries = heads_first(q, done, span.len);
+        done += span.len;
+        let own = |x: &Tensor| heads_first(x, span.segment.start, span.first + span.len);
+        let seen = |x: &Tensor| match span.segment.prefix {
+            None => own(x),
+            Some((start, len)) => Tensor::cat(&[heads_first(x, start, len), own(x)], 1),
+        };
+        let (keys, values) = (seen(k), seen(v));
+        if written_out && !blocks.is_empty() {
+            outputs.extend(blocks.iter().map(|block| {
+                let queries = queries.narrow(1, block.queries.start as i64, block.queries.len() as i64);
+                let first = |x: &Tensor| x.narrow(1, 0, block.keys as i64);
+                precision::written_out(&queries, &first(&keys), &first(&values), &block.mask).transpose(0, 1)
+            }));
+            continue;
+        }
+        let mask = match mask {
+            Some(mask) => Mask::Additive(mask),
+            None if span.len == 1 => Mask::None,
+            None => Mask::Causal,
+        };
+        outputs.push(attention(&queries, &keys, &values, mask).transpose(0, 1));
+    }
     Tensor::cat(&outputs, 0)
 }
 

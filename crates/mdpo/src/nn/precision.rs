@@ -59,6 +59,26 @@ pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask) -> Tenso
     out.to_kind(kind)
 }
 
+/// Whether attention of tensors like `x` may be written out as products: not where those round to 16 bits, which would round the scores.
+pub(crate) fn writes_attention_out(x: &Tensor) -> bool {
+    matches!(of_products(x.kind(), x.device()), Kind::Float | Kind::Double)
+}
+
+/// Attention of `[heads, queries, head_dim]` over `[kv_heads, keys, head_dim]` as products, without the fused kernel; `mask` is additive,
+/// `[queries, keys]`. Heads that share keys stand behind each other in one product.
+pub(crate) fn written_out(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor) -> Tensor {
+    let (kind, products) = (q.kind(), of_products(q.kind(), q.device()));
+    let size = q.size();
+    let (kv_heads, keys) = (k.size()[0], k.size()[1]);
+    let groups = size[0] / kv_heads;
+    let rows = groups * size[1];
+    let wide = |x: &Tensor| x.to_kind(products);
+    let mask = wide(mask).expand([groups, size[1], keys], false).reshape([1, rows, keys]);
+    let queries = wide(q).reshape([kv_heads, rows, size[2]]);
+    let scores = mask.baddbmm(&queries, &wide(k).transpose(1, 2), 1.0, 1.0 / (size[2] as f64).sqrt());
+    scores.softmax(-1, products).matmul(&wide(v)).reshape(&size).to_kind(kind)
+}
+
 /// What a query does not see.
 pub(crate) enum Mask<'a> {
     /// It sees every key.

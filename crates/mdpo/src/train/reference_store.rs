@@ -19,7 +19,7 @@ use std::time::{Duration, SystemTime};
 use tch::{Device, Tensor};
 
 /// Raised with every change to how log-probs are computed that may change a bit of them.
-const METHOD: u32 = 1;
+const METHOD: u32 = 2;
 
 /// All that a reference's log-probs depend on besides the prompt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -60,7 +60,7 @@ impl Identity {
         Ok(identity)
     }
 
-    fn text(&self) -> String {
+    pub fn text(&self) -> String {
         serde_json::to_string(self).expect("texts and maps of texts are JSON")
     }
 }
@@ -174,7 +174,7 @@ fn contents(keys: &Tensor, lengths: &Tensor, sums: &Tensor) -> Result<String> {
     Ok(hex(&hash.finalize()))
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
