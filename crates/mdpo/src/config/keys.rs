@@ -68,6 +68,7 @@ pub(super) const KEYS: &[Key] = &[
     key("reference_logps", "`computed` or `columns`", "computed"),
     key("reference_cache", "a folder", "(none)").may_change(),
     key("precompute_ref_log_probs", "true or false", "false").may_change(),
+    key("vision_feature_cache", "a folder", "(none)").may_change(),
     key("loss_type", "`mdpo`, `dpo` (also `sigmoid`) or `sft`", "mdpo").known_as(&["pref_loss"]),
     key("beta", "a number above 0", "0.1").known_as(&["pref_beta"]),
     key("preference_weight", "a number from 0", "1.0"),

@@ -48,6 +48,8 @@ pub struct Run {
     pub data: Data,
     /// Where the reference's log-probs are kept, and when they are computed.
     pub reference: KeptReference,
+    /// The folder of vision features that outlive the run (`vision_feature_cache`); the tower stands still then.
+    pub vision_feature_cache: Option<PathBuf>,
     /// How the rejected image is made.
     pub rejected_image: RejectedImage,
     /// What is minimised.

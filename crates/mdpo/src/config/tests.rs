@@ -209,6 +209,7 @@ fn contradictions_are_refused() {
         ("loss_type: dpo\nrejected_image: crop", "`rejected_image` belongs to `loss_type: mdpo`"),
         ("loss_type: sft\nbeta: 0.1", "`beta` does not go with `loss_type: sft`"),
         ("loss_type: sft\nreference: base", "`reference` does not go with `loss_type: sft`"),
+        ("use_peft: false\ntrained_parts: [vision_tower]\nvision_feature_cache: kept", "but `trained_parts` trains it"),
         ("loss_type: sft\nreference_cache: kept", "`reference_cache` does not go with `loss_type: sft`"),
         ("loss_type: sft\nreference_logps: columns", "`reference_logps` does not go with `loss_type: sft`"),
         ("loss_type: sft\nprecompute_ref_log_probs: true", "does not go with `loss_type: sft`"),
@@ -271,6 +272,7 @@ fn values_out_of_range_are_refused() {
         "shuffle: perhaps",
         "reference_logps: mine",
         "reference_cache: [a, b]",
+        "vision_feature_cache: 7",
         "resume_from_checkpoint: 3",
         "gradient_checkpointing: some",
         "loss_type: [dpo, sft]",
@@ -683,6 +685,7 @@ proptest! {
         (model, mut data) in model_and_data(), mut objective in objective(), corruption in corruption(), once in any::<bool>(),
         mut tuning in tuning(), optim in optim(), (batch, output) in batch_and_output(), seed in any::<u64>(),
         (cache, precompute, columns) in (prop::option::of(name()), any::<bool>(), any::<bool>()),
+        features in prop::option::of(name()),
     ) {
         let mut rejected_image = RejectedImage { corruption, redraw: if once { Redraw::Once } else { Redraw::EachEpoch } };
         // What has no meaning for an objective keeps its default.
@@ -701,7 +704,9 @@ proptest! {
         } else if columns {
             data.reference_logps = ReferenceLogps::Columns;
         }
-        let run = Run { model, data, reference, rejected_image, objective, tuning, optim, batch, output, seed };
+        let trained = matches!(&tuning, Tuning::Full { parts } if parts.contains(&Part::VisionTower));
+        let vision_feature_cache = features.filter(|_| !trained).map(PathBuf::from);
+        let run = Run { model, data, reference, vision_feature_cache, rejected_image, objective, tuning, optim, batch, output, seed };
         let text = run.to_yaml();
         let back = Run::from_yaml(&text, "mdpo_recipe.yaml", &[]).map_err(|error| TestCaseError::fail(format!("{error}\n{text}")))?;
         prop_assert_eq!(&back, &run, "{}", text);

@@ -27,6 +27,7 @@ impl Recipe {
             model: self.model(),
             data: self.data(),
             reference: self.reference(&objective),
+            vision_feature_cache: self.vision_feature_cache(),
             rejected_image: self.rejected_image(&objective),
             tuning: self.tuning(&objective),
             optim: self.optim(),
@@ -85,6 +86,15 @@ impl Recipe {
                 one_of(&[("computed", ReferenceLogps::Computed), ("columns", ReferenceLogps::Columns)]),
             ),
         }
+    }
+
+    fn vision_feature_cache(&mut self) -> Option<PathBuf> {
+        let parts = self.entry("trained_parts").and_then(|parts| each(&parts.value, text)).unwrap_or_default();
+        if parts.iter().any(|part| part == "vision_tower") {
+            let what = "`vision_feature_cache` keeps what a frozen vision tower gives, but `trained_parts` trains it";
+            self.forbid("vision_feature_cache", what, "leave it out");
+        }
+        self.optional("vision_feature_cache", text).map(PathBuf::from)
     }
 
     fn reference(&mut self, objective: &Objective) -> KeptReference {

@@ -35,7 +35,19 @@ impl Run {
                 keys.insert(name.to_owned(), value);
             }
         };
-        let Run { model, data, reference: kept, rejected_image, objective, tuning, optim, batch, output, seed } = self;
+        let Run {
+            model,
+            data,
+            reference: kept,
+            vision_feature_cache,
+            rejected_image,
+            objective,
+            tuning,
+            optim,
+            batch,
+            output,
+            seed,
+        } = self;
         put("model_name_or_path", json!(model.name));
         put("model_revision", json!(model.revision));
         put(
@@ -77,6 +89,7 @@ impl Run {
             put("reference_cache", kept.cache.as_deref().map_or(Value::Null, path));
             put("precompute_ref_log_probs", json!(kept.when == ReferenceWhen::BeforeTraining));
         }
+        put("vision_feature_cache", vision_feature_cache.as_deref().map_or(Value::Null, path));
         match objective {
             Objective::Dpo { beta } => {
                 put("loss_type", json!("dpo"));

@@ -4,6 +4,7 @@
 //! ([`Micro`]).
 
 use super::Inputs;
+use super::feature_cache::ImageKey;
 use super::inputs::Size;
 use super::reference_cache::ReferencePrompt;
 use crate::Result;
@@ -82,8 +83,12 @@ pub struct Prepared {
     pub examples: Vec<usize>,
     /// Prompts with their responses.
     pub packed: PackedBatch,
-    /// The distinct images, true and rejected.
+    /// The distinct images.
     pub images: Vec<Pixels>,
+    /// What each of them is.
+    pub image_keys: Vec<ImageKey>,
+    /// Which of them are of the data, and not rejected ones.
+    pub origins: Vec<Origin>,
     /// Where each pair's responses are.
     pub pairs: Vec<Places>,
     /// The prompts as the reference sees them, where there is one.
@@ -95,12 +100,25 @@ pub struct Prepared {
 pub struct Micro {
     /// Prompts with their responses.
     pub batch: DeviceBatch,
-    /// The distinct images, true and rejected.
+    /// The distinct images.
     pub images: Vec<Pixels>,
+    /// What each of them is.
+    pub image_keys: Vec<ImageKey>,
+    /// Which of them are of the data, and not rejected ones.
+    pub origins: Vec<Origin>,
     /// Where each pair's responses are.
     pub pairs: Vec<Places>,
     /// The prompts as the reference sees them, where there is one.
     pub prompts: Vec<ReferencePrompt>,
+}
+
+/// Where an image comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// A row's `images`: every epoch shows it.
+    Data,
+    /// A rejected image.
+    Rejected,
 }
 
 /// Indices of a pair's responses in the packed batch.
@@ -132,6 +150,7 @@ impl Prepared {
     pub fn new(inputs: &Inputs, indices: &[usize], encoded: &[Encoded], epoch: usize) -> Result<Self> {
         let (mut packed, mut images, mut pairs) = (PackedBatch::default(), Vec::new(), Vec::new());
         let mut sources: Vec<(&ImageSource, usize)> = Vec::new();
+        let mut origins = Vec::new();
         for (&index, encoded) in indices.iter().zip(encoded) {
             let pictures = inputs.pictures(index, epoch)?;
             let process = |picture| inputs.processor.as_ref().map(|processor| processor.process(picture));
@@ -141,6 +160,7 @@ impl Prepared {
                 let place = known.unwrap_or(images.len());
                 if known.is_none() {
                     images.extend(process(picture));
+                    origins.resize(images.len(), Origin::Data);
                     sources.push((source, place));
                 }
                 true_images.push(place);
@@ -154,18 +174,20 @@ impl Prepared {
             if corrupted.is_some() {
                 let start = images.len();
                 images.extend(pictures.rejected.iter().filter_map(|corrupted| process(&corrupted.picture)));
+                origins.resize(images.len(), Origin::Rejected);
                 packed.push(&encoded.prompt, &[&encoded.chosen], |image| start + image);
             }
             pairs.push(Places { chosen: first, rejected, corrupted });
         }
-        let prompts = ReferencePrompt::all(inputs, indices, &packed, &images, &pairs);
-        Ok(Prepared { examples: indices.to_vec(), packed, images, pairs, prompts })
+        let image_keys: Vec<ImageKey> = images.iter().map(ImageKey::of).collect();
+        let prompts = ReferencePrompt::all(inputs, indices, &packed, &image_keys, &pairs);
+        Ok(Prepared { examples: indices.to_vec(), packed, images, image_keys, origins, pairs, prompts })
     }
 
     /// Moves them to `device`.
     pub fn to_device(self, device: Device) -> Micro {
-        let Prepared { examples: _, packed, images, pairs, prompts } = self;
-        Micro { batch: DeviceBatch::new(packed, device), images, pairs, prompts }
+        let Prepared { examples: _, packed, images, image_keys, origins, pairs, prompts } = self;
+        Micro { batch: DeviceBatch::new(packed, device), images, image_keys, origins, pairs, prompts }
     }
 }
 

@@ -1,6 +1,7 @@
 //! A run: from a valid recipe to a trained model.
 
 mod bench;
+mod feature_cache;
 mod feed;
 pub mod flops;
 mod inputs;
@@ -17,16 +18,17 @@ mod stage;
 mod step;
 
 pub use bench::{BenchReport, bench};
+pub use feature_cache::{FeatureCache, ImageKey};
 pub use feed::{Feed, data_threads};
 pub use inputs::{Inputs, PictureCheck, Pictures, Report, Size, encoder, picture, processor};
 pub use metrics::Metrics;
-pub use micro::{Micro, Places, Prepared, StepCut, Steps};
+pub use micro::{Micro, Origin, Places, Prepared, StepCut, Steps};
 pub use progress::{Talk, clock};
 pub use reference::{ReferenceRow, reference};
 pub use reference_cache::{KnownReference, Missing, PromptKey, ReferenceCache, ReferencePrompt};
 pub use run::{Outcome, train, try_load};
 pub use stage::{Clock, Laps, Stage};
-pub use step::{Evaluated, StepPlan, Tower, complete, evaluate, step};
+pub use step::{Evaluated, StepPlan, StepResult, Tower, complete, evaluate, step};
 
 use crate::config;
 use crate::{Error, Result};

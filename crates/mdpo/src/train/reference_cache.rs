@@ -6,12 +6,12 @@
 //! to the bit; on a GPU, where the prompts of a batch run together, to rounding.
 
 use super::Micro;
+use super::feature_cache::ImageKey;
 use super::inputs::Inputs;
 use super::micro::Places;
 use super::reference_store::{Identity, Store};
 use crate::Result;
 use crate::config::{AdapterStart, Reference, Run, Tuning};
-use crate::image::Pixels;
 use crate::text::pack::{PackedBatch, PackedImage};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
@@ -40,15 +40,14 @@ impl ReferencePrompt {
         inputs: &Inputs,
         indices: &[usize],
         packed: &PackedBatch,
-        images: &[Pixels],
+        images: &[ImageKey],
         pairs: &[Places],
     ) -> Vec<Self> {
         if !inputs.needs.reference {
             return Vec::new();
         }
-        let images: Vec<[u8; 32]> = images.iter().map(digest).collect();
         let prompt = |(place, prompt): (usize, &crate::text::pack::PackedPrompt)| {
-            let key = key(&packed.subset(&[place]), &images);
+            let key = key(&packed.subset(&[place]), images);
             let own = |pair: &Places| prompt.responses.contains(&pair.chosen);
             let given = pairs.iter().position(own).and_then(|pair| inputs.examples[indices[pair]].reference);
             let given = given.map(|sums| match prompt.responses.len() {
@@ -62,15 +61,8 @@ impl ReferencePrompt {
     }
 }
 
-fn digest(pixels: &Pixels) -> [u8; 32] {
-    let mut bytes = Vec::with_capacity(16 + 4 * pixels.values.len());
-    bytes.extend([pixels.height as u64, pixels.width as u64].into_iter().flat_map(u64::to_le_bytes));
-    bytes.extend(pixels.values.iter().flat_map(|value| value.to_le_bytes()));
-    Sha256::digest(&bytes).into()
-}
-
 /// The key of the only prompt of `alone`.
-fn key(alone: &PackedBatch, images: &[[u8; 32]]) -> PromptKey {
+fn key(alone: &PackedBatch, images: &[ImageKey]) -> PromptKey {
     let mut hash = Sha256::new();
     hash.update(b"mdpo prompt 1");
     add(&mut hash, &alone.ids);
@@ -86,7 +78,7 @@ fn key(alone: &PackedBatch, images: &[[u8; 32]]) -> PromptKey {
     }
     for PackedImage { start, len, image } in &alone.images {
         add(&mut hash, &[*start as i64, *len as i64]);
-        hash.update(images[*image]);
+        hash.update(images[*image].0);
     }
     PromptKey(hash.finalize().into())
 }
@@ -294,6 +286,7 @@ impl ReferenceCache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::Pixels;
     use crate::text::{ImageSlot, Tokens};
 
     fn tokens(ids: &[u32], counted: bool) -> Tokens {
@@ -311,7 +304,7 @@ mod tests {
     #[test]
     fn all_that_the_model_is_given_is_in_the_key() {
         let pixels = |value: f32| Pixels { values: vec![value, 0.5, 0.25], height: 1, width: 1 };
-        let image = [digest(&pixels(1.0))];
+        let image = [ImageKey::of(&pixels(1.0))];
         let base = key(&packed(&[1, 9, 2], &[5, 6], &[7], true), &image);
         assert_eq!(base, key(&packed(&[1, 9, 2], &[5, 6], &[7], true), &image));
         let others = [
@@ -321,7 +314,7 @@ mod tests {
             key(&packed(&[1, 9, 2], &[5, 6], &[8], true), &image),
             key(&packed(&[1, 9, 2], &[5], &[6, 7], true), &image),
             key(&packed(&[1, 9, 2], &[5, 6], &[7], false), &image),
-            key(&packed(&[1, 9, 2], &[5, 6], &[7], true), &[digest(&pixels(1.0f32.next_up()))]),
+            key(&packed(&[1, 9, 2], &[5, 6], &[7], true), &[ImageKey::of(&pixels(1.0f32.next_up()))]),
         ];
         for (i, other) in others.iter().enumerate() {
             assert!(*other != base && !others[..i].contains(other), "case {i}");

@@ -5,7 +5,8 @@ use super::progress::{Progress, Talk};
 use super::stage::{Clock, Laps, Stage};
 use super::step::{StepPlan, Tower, complete, step};
 use super::{
-    Feed, Inputs, Metrics, PictureCheck, ReferenceCache, StepCut, Steps, data_threads, device, kind, memory, output,
+    FeatureCache, Feed, Inputs, Metrics, PictureCheck, ReferenceCache, StepCut, Steps, data_threads, device, kind,
+    memory, output,
 };
 use crate::address::Address;
 use crate::checkpoint::{self, State, Tensors};
@@ -81,6 +82,8 @@ pub(super) struct Trainer<'a> {
     metrics: Metrics,
     /// What the reference said so far.
     references: ReferenceCache,
+    /// What the vision tower gave for images.
+    features: FeatureCache,
     /// Whether policy and reference agree before the first step, as they should.
     starts_at_reference: bool,
     stop: Arc<AtomicBool>,
@@ -137,6 +140,7 @@ impl<'a> Trainer<'a> {
             metrics: Metrics::default(),
             stop: stop_flag()?,
             references,
+            features: FeatureCache::of_run(run, device)?,
             // What rows bring comes from another model or precision.
             starts_at_reference: starts_at_reference && run.data.reference_logps == ReferenceLogps::Computed,
             run,
@@ -316,6 +320,7 @@ impl<'a> Trainer<'a> {
     pub fn optimizer_step(&mut self, feed: &mut Feed) -> Result<Done> {
         let began = Instant::now();
         self.clock.restart();
+        self.features.begin_step();
         let index = self.state.step;
         let StepCut { totals, micros, .. } = self.steps().step(index);
         let (mut loss, mut expected, mut tokens) = (0.0, 0.0, 0u64);
@@ -336,16 +341,16 @@ impl<'a> Trainer<'a> {
             // On a GPU what a prompt gives depends on its neighbours, and no policy equals a value that others led to.
             let comparable = self.model.device == tch::Device::Cpu || known.is_nothing(&micro.batch.packed);
             self.clock.lap(Stage::Data);
-            let (sum, at_reference, observed) =
-                caught(|| step(&self.model, &micro, plan, &mut known, &mut self.clock))?;
+            let (model, images) = (&self.model, &mut self.features);
+            let done = caught(|| step(model, &micro, plan, &mut known, images, &mut self.clock))?;
             self.references.learn(&micro, &known)?;
-            loss += sum / totals.pairs as f64;
-            expected += at_reference.filter(|_| comparable).unwrap_or(f64::NAN) / totals.pairs as f64;
+            loss += done.loss / totals.pairs as f64;
+            expected += done.at_reference.filter(|_| comparable).unwrap_or(f64::NAN) / totals.pairs as f64;
             tokens += micro.batch.packed.ids.len() as u64;
-            metrics.merge(&observed);
+            metrics.merge(&done.metrics);
             let packed = &micro.batch.packed;
             let reference = missing.as_ref().map(|missing| &missing.packed);
-            flops.add(&flops::of(&self.model, packed, micro.images.len(), reference, self.inputs.needs));
+            flops.add(&flops::of(&self.model, packed, done.images, reference, self.inputs.needs));
         }
         self.check_first_loss(index, loss, expected)?;
         optim::unscale(&self.model.trainables, optim::loss_scale(self.model.kind()));

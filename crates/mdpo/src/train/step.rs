@@ -1,7 +1,7 @@
 //! One micro-batch forward and backward: the same few calls for every objective.
 
 use super::stage::{Clock, Stage};
-use super::{KnownReference, Metrics, Micro, Missing};
+use super::{FeatureCache, KnownReference, Metrics, Micro, Missing};
 use crate::config::{GradientCheckpointing, Objective};
 use crate::logprob::{Gradients, LogProbs, log_probs};
 use crate::model::language::Keep;
@@ -76,21 +76,34 @@ pub fn complete(model: &Model, micro: &Micro, role: Role, features: Option<&Tens
     known.fill(&micro.batch.packed, &sums(model, &batch, features.as_ref(), pass));
 }
 
+/// What a micro-batch gave.
+#[derive(Debug)]
+pub struct StepResult {
+    /// The loss, summed over its pairs.
+    pub loss: f64,
+    /// The sum that it would have if the policy were the reference.
+    pub at_reference: Option<f64>,
+    /// Everything that is logged.
+    pub metrics: Metrics,
+    /// How many images met the tower.
+    pub images: usize,
+}
+
 /// Forward and backward of one micro-batch; gradients, times [`optim::loss_scale`], are added to the leaves. What is not `known` of the reference is computed.
-/// Gives the sum of the loss over its pairs, the sum that it would have if the policy were the reference, and everything that is logged.
+/// What the tower gives for images is taken from, and added to, `images`.
 pub fn step(
     model: &Model,
     micro: &Micro,
     plan: StepPlan,
     known: &mut KnownReference,
+    images: &mut FeatureCache,
     clock: &mut Clock,
-) -> Result<(f64, Option<f64>, Metrics)> {
-    let images: Vec<_> = micro.images.iter().collect();
+) -> Result<StepResult> {
     let policy = Pass { role: Role::Policy, dropout: plan.dropout };
     let frozen = Pass::of(Role::Reference);
-    let features = match plan.tower {
-        Tower::Frozen => tch::no_grad(|| model.features(&images, frozen)),
-        Tower::Trained => model.features(&images, policy),
+    let (features, towered) = match plan.tower {
+        Tower::Frozen => images.features(model, micro, frozen)?,
+        Tower::Trained => (model.features(&micro.images.iter().collect::<Vec<_>>(), policy), micro.images.len()),
     };
     clock.lap(Stage::Vision);
     let needs = plan.objective.needs();
@@ -138,7 +151,7 @@ pub fn step(
     observe(&mut metrics, &pairs, plan.objective.beta());
     observe_tokens(&mut metrics, &found, micro);
     clock.lap(Stage::Backward);
-    Ok((loss_sum, expected, metrics))
+    Ok(StepResult { loss: loss_sum, at_reference: expected, metrics, images: towered })
 }
 
 fn backward(model: &Model, micro: &Micro, run: ModelRun, found: &LogProbs, gradient: &Tensor, head: &Tensor) {

@@ -9,7 +9,10 @@ use mdpo::objective::StepTotals;
 use mdpo::optim::{self, AdamW};
 use mdpo::text::pack::PackedBatch;
 use mdpo::text::{ImageSlot, Tokens};
-use mdpo::train::{Clock, KnownReference, Laps, Micro, Places, StepPlan, Tower, evaluate, step};
+use mdpo::train::{
+    Clock, FeatureCache, ImageKey, KnownReference, Laps, Micro, Origin, Places, StepPlan, StepResult, Tower, evaluate,
+    step,
+};
 use mdpo::weights;
 use serde_json::Value;
 use std::collections::HashMap;
@@ -74,7 +77,9 @@ impl Fixture {
             let corrupted = (!prompt.images.is_empty()).then_some(first + 2);
             pairs.push(Places { chosen: first, rejected: Some(first + 1), corrupted });
         }
-        Micro { batch: DeviceBatch::new(packed, Device::Cpu), images, pairs, prompts: Vec::new() }
+        let (image_keys, origins) = (images.iter().map(ImageKey::of).collect(), vec![Origin::Rejected; images.len()]);
+        let batch = DeviceBatch::new(packed, Device::Cpu);
+        Micro { batch, images, image_keys, origins, pairs, prompts: Vec::new() }
     }
 }
 
@@ -138,11 +143,12 @@ fn follow(name: &str) -> Worst {
             seen += rows.len();
             let (objective, checkpointing) = (&run.objective, run.batch.checkpointing);
             let plan = StepPlan { objective, checkpointing, tower: Tower::Frozen, totals, dropout: None };
-            let (sum, _, metrics) = step(
+            let StepResult { loss: sum, metrics, .. } = step(
                 &model,
                 &micro,
                 plan,
                 &mut KnownReference::nothing(&micro.batch.packed),
+                &mut FeatureCache::of_steps(),
                 &mut Clock::new(Laps::Unwaited, Device::Cpu),
             )
             .unwrap_or_else(|error| panic!("{error}"));
