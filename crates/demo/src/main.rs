@@ -11,6 +11,10 @@ use mdpo_demo::scenes::{CANVAS, Scene};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+/// As in `mdpo` itself.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Emoji scenes whose objects are known exactly, and a small LLaVA-architecture checkpoint to train on them.
 #[derive(Parser)]
 #[command(name = "mdpo-demo", version)]
