@@ -1,21 +1,33 @@
-//! Compiles `src/ext.cpp` against libtorch's headers, lets this crate's own test binaries find libtorch without LD_LIBRARY_PATH,
+//! Compiles `src/*.cpp` against libtorch's headers, lets this crate's own test binaries find libtorch without LD_LIBRARY_PATH,
 //! and says which libtorch it is.
 
 use std::path::Path;
 
+/// The library of threads that libtorch's wheels bring.
+const OPENMP: &str = "libgomp.so.1";
+
 fn main() {
     let lib = std::env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys names libtorch's folder");
     let headers = Path::new(&lib).parent().expect("the folder of the libraries lies in libtorch's own").join("include");
-    println!("cargo:rerun-if-changed=src/ext.cpp");
-    cc::Build::new()
-        .cpp(true)
-        .std("c++17")
-        // Headers of the system kind: their warnings are not ours.
-        .flag("-isystem")
-        .flag(headers)
-        .file("src/ext.cpp")
-        .compile("torch_ext");
-    // What ext.cpp calls; libtorch's CUDA libraries are opened at run time (`src/cuda.rs`).
+    for file in ["ext.cpp", "fused.cpp", "kernels.h", "guard.h"] {
+        println!("cargo:rerun-if-changed=src/{file}");
+    }
+    let mut build = cc::Build::new();
+    build.cpp(true).std("c++17");
+    // Headers of the system kind: their warnings are not ours.
+    build.flag("-isystem").flag(&headers).flag("-isystem").flag(headers.join("torch/csrc/api/include"));
+    // The loops of kernels.h are made of what these ask for, in debug builds too.
+    for flag in ["-ffp-contract=fast", "-fno-trapping-math", "-fno-math-errno"] {
+        build.flag(flag);
+    }
+    build.opt_level(3);
+    // libtorch's own threads: the same library, so that there is one pool of them. Without it, fused.cpp says that it is of no use.
+    if Path::new(&lib).join(OPENMP).exists() {
+        build.flag("-fopenmp");
+        println!("cargo:rustc-link-lib=dylib:+verbatim={OPENMP}");
+    }
+    build.file("src/ext.cpp").file("src/fused.cpp").compile("torch_ext");
+    // What they call; libtorch's CUDA libraries are opened at run time (`src/cuda.rs`).
     println!("cargo:rustc-link-search=native={lib}");
     println!("cargo:rustc-link-lib=torch_cpu");
     println!("cargo:rustc-link-lib=c10");

@@ -6,8 +6,10 @@
 //! gradient with respect to the hidden state, (one-hot − softmax) W, which the chain rule later scales by one number per response: a
 //! frozen head is passed once, forward and backward together.
 
+use crate::nn::precision;
 use crate::text::pack::{PackedBatch, PackedPrompt};
 use tch::{Device, Kind, Tensor};
+use torch_ext::SoftmaxStatistics;
 
 /// Positions that meet the head together.
 const CHUNK: i64 = 512;
@@ -104,23 +106,43 @@ struct Chunk {
 
 impl Chunk {
     fn new(states: &Tensor, labels: &Tensor, head: &Tensor, gradients: Gradients) -> Self {
-        let logits = product(states, &head.tr());
-        let log_softmax = logits.log_softmax(-1, Kind::Float);
-        let log_probs = log_softmax.gather(1, &labels.unsqueeze(1), false).squeeze_dim(1);
+        let mut logits = product(states, &head.tr());
         if gradients == Gradients::Unwanted {
             let empty = || Tensor::zeros([0], (Kind::Float, states.device()));
+            let log_probs = label_log_probs(&logits, labels);
             return Chunk { log_probs, entropy: empty(), top1: empty(), mean_logit: empty(), gradients: empty() };
         }
-        let width = [-1i64];
-        let softmax = log_softmax.exp();
-        Chunk {
-            entropy: -(&softmax * &log_softmax).sum_dim_intlist(width.as_slice(), false, Kind::Float),
-            top1: logits.argmax(-1, false).eq_tensor(labels).to_kind(Kind::Float),
-            mean_logit: logits.mean_dim(width.as_slice(), false, Kind::Float),
-            gradients: head.index_select(0, labels) - product(&softmax.to_kind(head.kind()), head),
-            log_probs,
-        }
+        let found = softmax_with_statistics(&mut logits, labels);
+        let gradients = head.index_select(0, labels) - product(&logits.to_kind(head.kind()), head);
+        let SoftmaxStatistics { log_probs, entropy, top1, mean_logit } = found;
+        Chunk { log_probs, entropy, top1, mean_logit, gradients }
     }
+}
+
+/// The log-prob of each label under its row of f32 logits.
+fn label_log_probs(logits: &Tensor, labels: &Tensor) -> Tensor {
+    if precision::is_fused(logits) {
+        return precision::done(torch_ext::label_log_probs(logits, labels));
+    }
+    logits.log_softmax(-1, Kind::Float).gather(1, &labels.unsqueeze(1), false).squeeze_dim(1)
+}
+
+/// What rows of f32 logits say of their labels; the logits become their softmax.
+fn softmax_with_statistics(logits: &mut Tensor, labels: &Tensor) -> SoftmaxStatistics {
+    if precision::is_fused(logits) {
+        return precision::done(torch_ext::softmax_with_statistics(logits, labels));
+    }
+    let width = [-1i64];
+    let log_softmax = logits.log_softmax(-1, Kind::Float);
+    let softmax = log_softmax.exp();
+    let found = SoftmaxStatistics {
+        log_probs: log_softmax.gather(1, &labels.unsqueeze(1), false).squeeze_dim(1),
+        entropy: -(&softmax * &log_softmax).sum_dim_intlist(width.as_slice(), false, Kind::Float),
+        top1: logits.argmax(-1, false).eq_tensor(labels).to_kind(Kind::Float),
+        mean_logit: logits.mean_dim(width.as_slice(), false, Kind::Float),
+    };
+    *logits = softmax;
+    found
 }
 
 /// The precision in which states and head are multiplied.

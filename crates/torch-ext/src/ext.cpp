@@ -2,31 +2,18 @@
 //
 // Only ATen's dispatcher is called, so that nothing here links to CUDA: its kernels register themselves when the library is opened.
 
+#include "guard.h"
+
 #include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_efficient_attention_forward.h>
 #include <ATen/ops/_flash_attention_forward.h>
 #include <c10/core/CachingDeviceAllocator.h>
-#include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <cstdlib>
-#include <cstring>
 
 namespace {
-
-template <typename Work> char* guard(Work work) {
-  try {
-    work();
-    return nullptr;
-  } catch (const c10::Error& error) {
-    return strdup(error.what_without_backtrace());
-  } catch (const std::exception& error) {
-    return strdup(error.what());
-  } catch (...) {
-    return strdup("unknown C++ exception");
-  }
-}
 
 // `custom_mask_type` of the efficient kernel (sdp::CustomMaskType).
 constexpr int64_t CAUSAL_FROM_BOTTOM_RIGHT = 2;

@@ -145,7 +145,7 @@ fn device(index: usize) -> Result<c_int, TchError> {
 /// # Safety
 /// `message` is null or came from ext.cpp and is used nowhere else.
 #[expect(unsafe_code, reason = "reads and frees a C string")]
-unsafe fn done(message: *mut c_char) -> Result<(), TchError> {
+pub(crate) unsafe fn done(message: *mut c_char) -> Result<(), TchError> {
     if message.is_null() {
         return Ok(());
     }

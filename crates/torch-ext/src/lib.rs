@@ -1,12 +1,17 @@
-//! The unsafe edge of mdpo, as a safe API over tch: variable-length attention, tensors on memory-mapped
-//! files, and CUDA loaded at run time.
+//! The unsafe edge of mdpo, as a safe API over tch: variable-length attention, fused operations of a CPU, tensors on
+//! memory-mapped files, and CUDA loaded at run time.
 
 mod cuda;
 mod ext;
+mod fused;
 mod map;
 
 pub use cuda::{CudaState, load_cuda};
 pub use ext::{CudaPeak, cuda_peak, reset_cuda_peak, varlen_attention};
+pub use fused::{
+    AdaptedLinear, QuerySpan, QuerySpans, SoftmaxStatistics, adapted_linears, has_fused, label_log_probs, rms_norm,
+    rotary, softmax_with_statistics, span_attention, swiglu,
+};
 pub use map::MappedFile;
 
 use tch::{Device, Kind, TchError, Tensor};

@@ -311,26 +311,33 @@ impl Layer {
     fn forward(&self, x: &Tensor, tables: &(Tensor, Tensor), sight: Sight, pass: Pass) -> Tensor {
         pass.enter_layer(self.index);
         let normed = self.input_norm.forward(x, pass);
-        let heads = |linear: &Linear, x: &Tensor| linear.forward(x, pass).view([x.size()[0], -1, self.head_dim]);
-        let key = Rope::apply(&heads(&self.key, &normed), tables);
-        let value = heads(&self.value, &normed);
-        let all_queries = || Rope::apply(&heads(&self.query, &normed), tables);
-        let (attended, x) = match sight {
-            Sight::Packed(layout) => (nn::attend(&all_queries(), &key, &value, layout), x.shallow_clone()),
-            Sight::Last(LastLayer { layout, rows: None, .. }) => {
-                (nn::attend(&all_queries(), &key, &value, layout), x.shallow_clone())
+        let heads = |y: Tensor| y.view([y.size()[0], -1, self.head_dim]);
+        let at = |tensor: &Tensor, rows: &Tensor| tensor.index_select(0, rows);
+        let (query, key, value) = match &sight {
+            Sight::Last(LastLayer { rows: Some(rows), .. }) => {
+                let [key, value] = Linear::forward_all([&self.key, &self.value], &normed, pass).map(heads);
+                let query = heads(self.query.forward(&at(&normed, rows), pass));
+                (Rope::apply(&query, &(at(&tables.0, rows), at(&tables.1, rows))), key, value)
             }
-            Sight::Last(LastLayer { layout, rows: Some(rows), .. }) => {
-                let at = |tensor: &Tensor| tensor.index_select(0, rows);
-                let query = Rope::apply(&heads(&self.query, &at(&normed)), &(at(&tables.0), at(&tables.1)));
-                (nn::attend(&query, &key, &value, layout), at(x))
+            _ => {
+                let layers = [&self.query, &self.key, &self.value];
+                let [query, key, value] = Linear::forward_all(layers, &normed, pass).map(heads);
+                (Rope::apply(&query, tables), key, value)
+            }
+        };
+        let key = Rope::apply(&key, tables);
+        let (attended, x) = match sight {
+            Sight::Packed(layout) => (nn::attend(&query, &key, &value, layout), x.shallow_clone()),
+            Sight::Last(LastLayer { layout, rows, .. }) => {
+                let x = rows.as_ref().map_or_else(|| x.shallow_clone(), |rows| at(x, rows));
+                (nn::attend(&query, &key, &value, layout), x)
             }
             Sight::Cache(cache) => {
                 let (keys, values) = match cache.take() {
                     Some((k, v)) => (Tensor::cat(&[&k, &key], 0), Tensor::cat(&[&v, &value], 0)),
                     None => (key, value),
                 };
-                let attended = nn::attend_cached(&all_queries(), &keys, &values);
+                let attended = nn::attend_cached(&query, &keys, &values);
                 *cache = Some((keys, values));
                 (attended, x.shallow_clone())
             }
@@ -338,7 +345,8 @@ impl Layer {
         // Nothing else reads what the last product of a block gives, so that the sum takes its place.
         let x = self.out.forward(&attended.reshape([x.size()[0], -1]), pass).g_add_(&x);
         let normed = self.mlp_norm.forward(&x, pass);
-        let gated = self.gate.forward(&normed, pass).silu() * self.up.forward(&normed, pass);
+        let [gate, up] = Linear::forward_all([&self.gate, &self.up], &normed, pass);
+        let gated = nn::swiglu(&gate, &up);
         self.down.forward(&gated, pass).g_add_(&x)
     }
 }

@@ -4,6 +4,7 @@
 //! another [`Role`]: no second model, no swapping.
 
 mod attention;
+mod gate;
 mod linear;
 mod norm;
 mod param;
@@ -11,6 +12,7 @@ pub(crate) mod precision;
 mod rope;
 
 pub use attention::{Layout, Span, attend, attend_cached};
+pub use gate::swiglu;
 pub use linear::{Linear, LoraAdapter, LoraWeights};
 pub use norm::{LayerNorm, RmsNorm};
 pub use param::Param;

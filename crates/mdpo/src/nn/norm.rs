@@ -1,6 +1,6 @@
 //! Normalisation over the last dimension, with transformers' rounding.
 
-use super::{Param, Pass};
+use super::{Param, Pass, precision};
 use tch::{Kind, Tensor};
 
 /// Root-mean-square norm (Zhang & Sennrich 2019): the mean in f32, the result rounded before the weight, as `LlamaRMSNorm` does.
@@ -18,10 +18,14 @@ impl RmsNorm {
 
     /// `x` is `[…, width]`.
     pub fn forward(&self, x: &Tensor, pass: Pass) -> Tensor {
+        let weight = self.weight.get(pass.role);
+        if precision::is_fused(x) && weight.kind() == Kind::Float {
+            return precision::done(torch_ext::rms_norm(x, &weight, self.eps));
+        }
         let kind = x.kind();
         let x = x.to_kind(Kind::Float);
         let scale = (x.square().mean_dim([-1].as_slice(), true, Kind::Float) + self.eps).rsqrt();
-        (x * scale).to_kind(kind) * self.weight.get(pass.role)
+        (x * scale).to_kind(kind) * weight
     }
 }
 

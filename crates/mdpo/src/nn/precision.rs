@@ -4,7 +4,8 @@
 //! plain loop that is hundreds of times slower. There, factors are widened to f32 for the product and its result is rounded, which is
 //! what the fast kernels do inside (f32 accumulation, one rounding).
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
+use torch_ext::QuerySpans;
 
 /// The precision in which factors of `kind` are multiplied on `device`.
 pub(crate) fn of_products(kind: Kind, device: Device) -> Kind {
@@ -59,24 +60,21 @@ pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask) -> Tenso
     out.to_kind(kind)
 }
 
-/// Whether attention of tensors like `x` may be written out as products: not where those round to 16 bits, which would round the scores.
-pub(crate) fn writes_attention_out(x: &Tensor) -> bool {
-    matches!(of_products(x.kind(), x.device()), Kind::Float | Kind::Double)
+/// Whether tensors like `x` have the operations of [`torch_ext::has_fused`], which are for f32 on a CPU.
+pub(crate) fn is_fused(x: &Tensor) -> bool {
+    x.kind() == Kind::Float && x.device() == Device::Cpu && torch_ext::has_fused()
 }
 
-/// Attention of `[heads, queries, head_dim]` over `[kv_heads, keys, head_dim]` as products, without the fused kernel; `mask` is additive,
-/// `[queries, keys]`. Heads that share keys stand behind each other in one product.
-pub(crate) fn written_out(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor) -> Tensor {
+/// Attention of spans where [`is_fused`] holds in the precision of products, rounded to the precision of `q`.
+pub(crate) fn span_attention(q: &Tensor, k: &Tensor, v: &Tensor, spans: &QuerySpans) -> Option<Tensor> {
     let (kind, products) = (q.kind(), of_products(q.kind(), q.device()));
-    let size = q.size();
-    let (kv_heads, keys) = (k.size()[0], k.size()[1]);
-    let groups = size[0] / kv_heads;
-    let rows = groups * size[1];
-    let wide = |x: &Tensor| x.to_kind(products);
-    let mask = wide(mask).expand([groups, size[1], keys], false).reshape([1, rows, keys]);
-    let queries = wide(q).reshape([kv_heads, rows, size[2]]);
-    let scores = mask.baddbmm(&queries, &wide(k).transpose(1, 2), 1.0, 1.0 / (size[2] as f64).sqrt());
-    scores.softmax(-1, products).matmul(&wide(v)).reshape(&size).to_kind(kind)
+    let [q, k, v] = [q, k, v].map(|x| x.to_kind(products));
+    is_fused(&q).then(|| done(torch_ext::span_attention(&q, &k, &v, spans)).to_kind(kind))
+}
+
+/// A result of `torch_ext`, whose errors are treated like those of every operation of tch; the step turns a panic into an error.
+pub(crate) fn done<T>(found: Result<T, TchError>) -> T {
+    found.unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// What a query does not see.

@@ -1,5 +1,6 @@
 //! Rotary position embeddings (Su et al., arXiv 2104.09864) with the scalings that Llama checkpoints use.
 
+use super::precision;
 use tch::{Device, Kind, Tensor};
 
 /// How frequencies are stretched for longer texts (`rope_scaling` / `rope_parameters`).
@@ -63,6 +64,9 @@ impl Rope {
 
     /// Turns queries or keys `[tokens, heads, head_dim]`: the two halves of a head form the pairs, as in transformers.
     pub fn apply(x: &Tensor, (cos, sin): &(Tensor, Tensor)) -> Tensor {
+        if precision::is_fused(x) {
+            return precision::done(torch_ext::rotary(x, cos, sin));
+        }
         let half = x.size()[2] / 2;
         let turned = Tensor::cat(&[&x.narrow(-1, half, half).neg(), &x.narrow(-1, 0, half)], -1);
         x * cos + turned * sin
