@@ -21,6 +21,8 @@ pub struct LogProbs {
     pub per_token: Tensor,
     /// How many labels each response has.
     pub lengths: Vec<usize>,
+    /// How many labels each span has, those of one response after those of the other.
+    spans: Vec<i64>,
     /// What the head says at each label beside its log-prob, where gradients are wanted.
     pub statistics: Option<Statistics>,
     /// d log-prob / d hidden state, f32 `[labels, width]`, where asked for.
@@ -55,6 +57,7 @@ pub enum Gradients {
 /// head `[vocab, width]`.
 pub fn log_probs(hidden: &Tensor, head: &Tensor, batch: &PackedBatch, gradients: Gradients) -> LogProbs {
     let lengths = batch.responses.iter().map(|response| response.labels.len()).collect();
+    let spans = batch.responses.iter().flat_map(|response| &response.spans).map(|span| span.labels as i64).collect();
     let predictors = batch.predictors();
     let rank = |flat: &i64| predictors.binary_search(flat).expect("every label has its predictor") as i64;
     let from: Vec<i64> = batch.responses.iter().flat_map(|response| response.from.iter().map(rank)).collect();
@@ -74,6 +77,7 @@ pub fn log_probs(hidden: &Tensor, head: &Tensor, batch: &PackedBatch, gradients:
         LogProbs {
             per_token: join(|chunk| &chunk.log_probs),
             lengths,
+            spans,
             statistics: wanted.then(|| Statistics {
                 entropy: join(|chunk| &chunk.entropy),
                 top1: join(|chunk| &chunk.top1),
@@ -162,16 +166,14 @@ fn product(a: &Tensor, b: &Tensor) -> Tensor {
 }
 
 impl LogProbs {
-    /// The log-prob of each response in nats: the sum over its labels, accumulated in f64 on the CPU, `[responses]`.
+    /// The log-prob of each span in nats: the sum over its labels, accumulated in f64 on the CPU, `[spans]`.
     pub fn sums(&self) -> Tensor {
         let per_token = self.per_token.to_device(Device::Cpu).to_kind(Kind::Double);
-        let lengths: Vec<i64> = self.lengths.iter().map(|&n| n as i64).collect();
-        let sums: Vec<Tensor> =
-            per_token.split_with_sizes(lengths, 0).iter().map(|part| part.sum(Kind::Double)).collect();
-        Tensor::stack(&sums, 0)
+        let spans = per_token.split_with_sizes(self.spans.as_slice(), 0);
+        Tensor::stack(&spans.iter().map(|part| part.sum(Kind::Double)).collect::<Vec<_>>(), 0)
     }
 
-    /// Gradient of the hidden states `[predictors, width]` in their dtype, from that of each response's sum, `[responses]`.
+    /// Gradient of the hidden states `[predictors, width]` in their dtype, from that of each span's sum, `[spans]`.
     pub fn pull_back(&self, gradient: &Tensor, hidden: &Tensor) -> Tensor {
         let rows = self.gradients.as_ref().expect("gradients were wanted when the log-probs were computed");
         let scaled = rows * self.per_label(gradient).unsqueeze(1);
@@ -180,7 +182,7 @@ impl LogProbs {
         sums.index_add(0, &self.from, &scaled).to_kind(hidden.kind())
     }
 
-    /// Pushes the gradient of each response's sum into a trained head, chunk by chunk.
+    /// Pushes the gradient of each span's sum into a trained head, chunk by chunk.
     pub fn push_into_head(&self, gradient: &Tensor, hidden: &Tensor, head: &Tensor, batch: &PackedBatch) {
         let labels: Vec<i64> = batch.responses.iter().flat_map(|response| response.labels.iter().copied()).collect();
         let labels = Tensor::from_slice(&labels).to_device(hidden.device());
@@ -193,10 +195,9 @@ impl LogProbs {
         }
     }
 
-    /// A response's number for each of its labels, f32 on the device of the states.
+    /// A span's number for each of its labels, f32 on the device of the states.
     fn per_label(&self, gradient: &Tensor) -> Tensor {
-        let lengths: Vec<i64> = self.lengths.iter().map(|&n| n as i64).collect();
-        let repeats = Tensor::from_slice(&lengths);
+        let repeats = Tensor::from_slice(&self.spans);
         gradient.to_kind(Kind::Float).repeat_interleave_self_tensor(&repeats, 0, None).to_device(self.from.device())
     }
 }
@@ -204,7 +205,7 @@ impl LogProbs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::text::pack::PackedResponse;
+    use crate::text::pack::{PackedResponse, SpanKind, SpanOf};
 
     #[test]
     fn chunks_give_the_plain_formula_and_its_gradients() {
@@ -213,20 +214,23 @@ mod tests {
         let options = (Kind::Float, Device::Cpu);
         let hidden = Tensor::randn([tokens, width], options).set_requires_grad(true);
         let head = Tensor::randn([vocab, width], options).set_requires_grad(true);
-        // Two responses whose first labels come from one state; together longer than a chunk.
-        let response = |start: i64, len: i64| PackedResponse {
+        // Two responses whose first labels come from one state; together longer than a chunk. The first is summed in two spans.
+        let response = |start: i64, len: i64, cut: &[usize]| PackedResponse {
             from: std::iter::once(20).chain(start..start + len).collect::<Vec<i64>>(),
             labels: (0..=len).map(|i| (i * 7 + start) % vocab).collect(),
+            spans: cut.iter().map(|&labels| SpanOf { labels, kind: SpanKind::Whole }).collect(),
         };
-        let responses = vec![response(21, 300), response(321, 350)];
-        let weights = Tensor::from_slice(&[0.7f64, -1.3]);
+        let responses = vec![response(21, 300, &[90, 211]), response(321, 350, &[351])];
+        let weights = Tensor::from_slice(&[0.7f64, 0.4, -1.3]);
 
         let all = hidden.matmul(&head.tr()).log_softmax(-1, Kind::Float);
         let plain: Vec<Tensor> = responses
             .iter()
-            .map(|r| {
+            .flat_map(|r| {
                 let rows = all.index_select(0, &Tensor::from_slice(&r.from));
-                rows.gather(1, &Tensor::from_slice(&r.labels).unsqueeze(1), false).sum(Kind::Double)
+                let found = rows.gather(1, &Tensor::from_slice(&r.labels).unsqueeze(1), false);
+                let spans: Vec<i64> = r.spans.iter().map(|span| span.labels as i64).collect();
+                found.split_with_sizes(spans, 0).iter().map(|part| part.sum(Kind::Double)).collect::<Vec<_>>()
             })
             .collect();
         let plain = Tensor::stack(&plain, 0);

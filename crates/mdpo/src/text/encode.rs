@@ -50,8 +50,8 @@ pub struct EncodedRow {
     pub seam: bool,
 }
 
-/// Token ids, each with whether it counts; an image is still one token.
-type Run = Vec<(u32, bool)>;
+/// Token ids, each with the turn in whose log-prob it counts, if it does; an image is still one token.
+type Run = Vec<(u32, Option<usize>)>;
 
 /// The text of a row before it is tokenized.
 struct Texts<'a> {
@@ -62,9 +62,9 @@ struct Texts<'a> {
 struct ResponseText<'a> {
     /// Prompt and response.
     full: String,
-    /// Which bytes of `full` count; everything after the prompt when absent.
-    counted: Option<Vec<Range<usize>>>,
-    /// `chosen` or `rejected`.
+    /// The bytes of `full` in which the assistant speaks, turn by turn; everything after the prompt when absent.
+    turns: Option<Vec<Range<usize>>>,
+    /// What the row calls it.
     name: &'a str,
 }
 
@@ -121,8 +121,7 @@ impl Encoder {
     /// fewer image marks than images, a row that is too long, messages that the template refuses.
     pub fn encode(&self, example: &Example, max_length: Option<usize>, overlong: Overlong) -> Result<EncodedRow> {
         let row = &example.row;
-        let mut responses = vec![("chosen", &example.chosen)];
-        responses.extend(example.rejected.as_ref().map(|rejected| ("rejected", rejected)));
+        let responses = responses(example);
         if self.image.is_none() && !example.images.is_empty() {
             let what = format!("the row has {} image(s), but the model takes none", example.images.len());
             return Err(Error::at(row, what).hint("choose a vision checkpoint, or rows without images"));
@@ -146,14 +145,16 @@ impl Encoder {
         };
         let prompt = self.expand(prompt, 0);
         let marks = prompt.images.len();
-        let mut answers: Vec<Tokens> =
-            answers.into_iter().map(|answer| self.expand(self.close(answer), marks)).collect();
-        for ((name, _), answer) in responses.iter().zip(&answers) {
-            let found = marks + answer.images.len();
-            if found != example.images.len() {
-                let whole = format!("`prompt` and `{name}`");
-                return Err(image_count(row, &whole, found, example.images.len()));
-            }
+        let mut found = marks;
+        let expand = |answer: Run| {
+            let answer = self.expand(self.close(answer), found);
+            found += answer.images.len();
+            answer
+        };
+        let mut answers: Vec<Tokens> = answers.into_iter().map(expand).collect();
+        if found != example.images.len() {
+            let whole = if found > marks { "prompt and answers" } else { "`prompt`" };
+            return Err(image_count(row, whole, found, example.images.len()));
         }
         for id in prompt.ids.iter().chain(answers.iter().flat_map(|answer| &answer.ids)) {
             if *id as usize >= self.vocab_size {
@@ -162,18 +163,18 @@ impl Encoder {
                 return Err(Error::at(row, what).hint("the tokenizer belongs to another checkpoint"));
             }
         }
-        if let [chosen, rejected] = answers.as_slice()
-            && chosen == rejected
-        {
-            return Err(Error::at(row, "`chosen` and `rejected` are the same text"));
+        if let Some((chosen, rejected)) = equal_sides(example, &answers) {
+            return Err(Error::at(row, format!("`{chosen}` and `{rejected}` are the same text")));
         }
         let shortened = match max_length {
             Some(limit) => shorten(row, &prompt, &mut answers, limit, overlong)?,
             None => false,
         };
-        let mut answers = answers.into_iter();
-        let chosen = answers.next().expect("every row has a chosen response");
-        Ok(EncodedRow { encoded: Encoded { prompt, chosen, rejected: answers.next() }, shortened, seam })
+        if let Some((chosen, rejected)) = equal_sides(example, &answers) {
+            let what = format!("cut to `max_length`, `{chosen}` and `{rejected}` are the same");
+            return Err(Error::at(row, what).hint("raise `max_length`"));
+        }
+        Ok(EncodedRow { encoded: Encoded { prompt, answers }, shortened, seam })
     }
 
     /// Encodes a prompt for generation, the generation prompt included; `images` is how many images come with it.
@@ -206,8 +207,7 @@ impl Encoder {
     /// As [`Encoder::encode`], as far as the template goes.
     pub fn texts(&self, example: &Example) -> Result<(String, Vec<String>)> {
         let row = &example.row;
-        let mut responses = vec![("chosen", &example.chosen)];
-        responses.extend(example.rejected.as_ref().map(|rejected| ("rejected", rejected)));
+        let responses = responses(example);
         match &example.prompt {
             Prompt::Messages(prompt) => {
                 let texts = self.chat_texts(row, prompt, &responses, example.images.len(), &mut false)?;
@@ -307,11 +307,11 @@ impl Encoder {
         for ((name, _), turns) in responses.iter().zip(&turns) {
             let full = template.render(&[prompt.as_slice(), turns].concat(), ChatEnd::LastMessage).map_err(in_row)?;
             shared = &shared[..common_prefix(shared, &full)];
-            let counted = match turns.iter().all(|message| message.role == "assistant") {
+            let turns = match turns.iter().all(|message| message.role == "assistant") {
                 true => None,
                 false => Some(self.assistant_spans(row, &prompt, turns, &full)?),
             };
-            texts.push(ResponseText { full, counted, name });
+            texts.push(ResponseText { full, turns, name });
         }
         *seam |= shared.len() < header.len();
         Ok(Texts { prompt: shared.to_owned(), responses: texts })
@@ -350,7 +350,7 @@ impl Encoder {
         }
     }
 
-    /// Prompt and responses of a chat as ids, each id with whether it counts.
+    /// Prompt and responses of a chat as ids, each id with the turn in which it counts.
     fn chat_ids(&self, row: &RowId, texts: &Texts<'_>, seam: &mut bool) -> Result<(Run, Vec<Run>)> {
         let prompt = self.prompt_ids(&texts.prompt)?;
         if prompt.is_empty() {
@@ -359,12 +359,12 @@ impl Encoder {
         let mut answers = Vec::new();
         for response in &texts.responses {
             let (ids, spans) = self.after_prompt(&prompt, &texts.prompt, &response.full, seam)?;
-            let counted = spans.iter().map(|&(start, end)| match &response.counted {
-                None => true,
-                Some(counted) => counted.iter().any(|span| start < span.end && end.max(start + 1) > span.start),
+            let turn = spans.iter().map(|&(start, end)| match &response.turns {
+                None => Some(0),
+                Some(turns) => turns.iter().position(|turn| start < turn.end && end.max(start + 1) > turn.start),
             });
-            let answer: Run = ids.into_iter().zip(counted).collect();
-            if !answer.iter().any(|(_, counted)| *counted) {
+            let answer: Run = ids.into_iter().zip(turn).collect();
+            if !answer.iter().any(|(_, turn)| turn.is_some()) {
                 return Err(Error::at(row, format!("the chat template leaves nothing of `{}`", response.name)));
             }
             answers.push(answer);
@@ -449,15 +449,16 @@ impl Encoder {
                 true => self.after_prompt(&ids, &prompt, &format!("{prompt}{text}"), seam)?.0,
                 false => self.tokenizer.encode_with_spans(&text)?.0,
             };
-            answers.push(answer.into_iter().map(|id| (id, true)).collect());
+            answers.push(answer.into_iter().map(|id| (id, Some(0))).collect());
         }
         Ok((uncounted(ids), answers))
     }
 
-    /// Appends an EOS where no counted id is one.
+    /// Appends an EOS to the last turn where no counted id is one.
     fn close(&self, mut tokens: Run) -> Run {
-        if !tokens.iter().any(|(id, counted)| *counted && self.eos.contains(id)) {
-            tokens.push((self.eos[0], true));
+        if !tokens.iter().any(|(id, turn)| turn.is_some() && self.eos.contains(id)) {
+            let last = tokens.iter().filter_map(|(_, turn)| *turn).max();
+            tokens.push((self.eos[0], Some(last.unwrap_or(0))));
         }
         tokens
     }
@@ -465,7 +466,7 @@ impl Encoder {
     /// Makes a run of image tokens of each image token; the first image is number `first`.
     fn expand(&self, tokens: Run, first: usize) -> Tokens {
         let mut out = Tokens::default();
-        for (id, counted) in tokens {
+        for (id, turn) in tokens {
             match &self.image {
                 Some((image, _)) if image.id == id => {
                     let slot = ImageSlot { start: out.ids.len(), len: image.features, image: first + out.images.len() };
@@ -475,7 +476,13 @@ impl Encoder {
                 }
                 _ => {
                     out.ids.push(id);
-                    out.counted.push(counted);
+                    out.counted.push(turn.is_some());
+                    if let Some(turn) = turn {
+                        // A turn of which the tokenizer leaves nothing is empty, so that turns keep their numbers.
+                        let at = out.ids.len() - 1;
+                        out.turns.resize(out.turns.len().max(turn + 1), at..at);
+                        out.turns[turn].end = at + 1;
+                    }
                 }
             }
         }
@@ -484,7 +491,19 @@ impl Encoder {
 }
 
 fn uncounted(ids: Vec<u32>) -> Run {
-    ids.into_iter().map(|id| (id, false)).collect()
+    ids.into_iter().map(|id| (id, None)).collect()
+}
+
+/// The answers of a row with their names.
+fn responses(example: &Example) -> Vec<(&str, &Response)> {
+    example.answers.iter().map(|answer| (answer.name.as_ref(), &answer.response)).collect()
+}
+
+/// The names of the first pair whose sides have the same tokens.
+fn equal_sides<'a>(example: &'a Example, answers: &[Tokens]) -> Option<(&'a str, &'a str)> {
+    let sides = example.pairs.iter().filter_map(|pair| pair.chosen.zip(pair.rejected));
+    let name = |i: usize| example.answers[i].name.as_ref();
+    sides.filter(|&(chosen, rejected)| answers[chosen] == answers[rejected]).map(|(c, r)| (name(c), name(r))).next()
 }
 
 fn image_count(place: impl std::fmt::Display, whole: &str, marks: usize, images: usize) -> Error {
@@ -517,7 +536,7 @@ fn response_is_blank(response: &Response) -> bool {
     }
 }
 
-/// Cuts responses to `limit` tokens in all, never within an image, and says whether it cut anything.
+/// Cuts responses to `limit` tokens in all, never within an image or where turns are kept within a turn, and says whether it cut anything.
 fn shorten(row: &RowId, prompt: &Tokens, answers: &mut [Tokens], limit: usize, overlong: Overlong) -> Result<bool> {
     let longest = prompt.ids.len() + answers.iter().map(|answer| answer.ids.len()).max().unwrap_or(0);
     if longest <= limit {
@@ -530,12 +549,21 @@ fn shorten(row: &RowId, prompt: &Tokens, answers: &mut [Tokens], limit: usize, o
         return Err(Error::at(row, what).hint(hint));
     }
     let room = limit.saturating_sub(prompt.ids.len());
-    for answer in answers.iter_mut() {
-        let cut =
-            answer.images.iter().find(|slot| slot.start + slot.len > room).map_or(room, |slot| slot.start.min(room));
+    for answer in answers.iter_mut().filter(|answer| answer.ids.len() > room) {
+        let cut = match overlong {
+            Overlong::KeepTurns => {
+                answer.turns.iter().map(|turn| turn.end).filter(|&end| end <= room).max().unwrap_or(0)
+            }
+            Overlong::Refuse | Overlong::ShortenResponse => {
+                let split = answer.images.iter().find(|slot| slot.start + slot.len > room);
+                split.map_or(room, |slot| slot.start.min(room))
+            }
+        };
         answer.images.retain(|slot| slot.start + slot.len <= cut);
         answer.ids.truncate(cut);
         answer.counted.truncate(cut);
+        answer.turns.retain(|turn| turn.start < cut);
+        answer.turns.iter_mut().for_each(|turn| turn.end = turn.end.min(cut));
         if !answer.counted.contains(&true) {
             let what = format!(
                 "`max_length` {limit} leaves nothing of a response after a prompt of {} tokens",
@@ -544,206 +572,8 @@ fn shorten(row: &RowId, prompt: &Tokens, answers: &mut [Tokens], limit: usize, o
             return Err(Error::at(row, what).hint("raise `max_length`"));
         }
     }
-    match answers {
-        [chosen, rejected] if chosen == rejected => {
-            let what = format!("cut to `max_length` {limit}, `chosen` and `rejected` are the same");
-            Err(Error::at(row, what).hint("raise `max_length`"))
-        }
-        _ => Ok(true),
-    }
+    Ok(true)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::parity_tests::{encoder_of, example};
-    use super::*;
-    use proptest::prelude::*;
-
-    fn user(text: &str) -> Message {
-        Message { role: "user".into(), content: vec![Part::Text(text.into())] }
-    }
-
-    fn said(text: &str) -> Message {
-        Message { role: "assistant".into(), content: vec![Part::Text(text.into())] }
-    }
-
-    fn chat(images: usize, prompt: &[Message], chosen: &[Message], rejected: &[Message]) -> Example {
-        let [chosen, rejected] = [chosen, rejected].map(|turns| Response::Messages(turns.to_vec()));
-        example(images, Prompt::Messages(prompt.to_vec()), chosen, rejected)
-    }
-
-    fn plain(images: usize, prompt: &str, chosen: &str, rejected: &str) -> Example {
-        let [chosen, rejected] = [chosen, rejected].map(|text| Response::Text(text.into()));
-        example(images, Prompt::Text(prompt.into()), chosen, rejected)
-    }
-
-    fn counted_text(encoder: &Encoder, tokens: &Tokens) -> String {
-        let ids = tokens.ids.iter().zip(&tokens.counted).filter(|(_, counted)| **counted);
-        ids.filter_map(|(id, _)| encoder.tokenizer().token(*id))
-            .collect::<String>()
-            .replace('Ġ', " ")
-            .replace('Ċ', "\n")
-    }
-
-    fn encode(encoder: &Encoder, example: &Example) -> EncodedRow {
-        encoder.encode(example, None, Overlong::Refuse).unwrap()
-    }
-
-    fn refused(encoder: &Encoder, example: &Example) -> String {
-        encoder.encode(example, None, Overlong::Refuse).unwrap_err().to_string()
-    }
-
-    #[test]
-    fn a_templated_prompt_and_its_answers_are_tokenized_apart_and_closed() {
-        let encoder = encoder_of("llava-1.5 legacy");
-        let row = encode(&encoder, &plain(1, "USER: <image>\nIs there a dog? ASSISTANT:", "No.", "Yes."));
-        assert_eq!(
-            row.encoded.prompt.ids,
-            [1, 370, 297, 479, 479, 479, 479, 297, 13, 267, 290, 329, 298, 363, 262, 376]
-        );
-        assert_eq!(row.encoded.prompt.images, [ImageSlot { start: 3, len: 4, image: 0 }]);
-        let pieces: Vec<_> = row.encoded.chosen.ids.iter().filter_map(|&id| encoder.tokenizer().token(id)).collect();
-        assert_eq!((pieces[0].as_str(), pieces[pieces.len() - 1].as_str()), ("▁No", "</s>"));
-        assert!(!row.seam);
-        // TRL's standard rows carry the space themselves: it must not be doubled.
-        let spaced = encode(&encoder, &plain(1, "USER: <image>\nIs there a dog? ASSISTANT:", " No.", " Yes."));
-        assert_eq!(spaced.encoded, row.encoded);
-        // A row that writes the EOS keeps the one it has.
-        let closed = encode(&encoder, &plain(1, "<s>USER: <image>\nIs there a dog? ASSISTANT:", "No.</s>", "Yes.</s>"));
-        assert_eq!(closed.encoded, row.encoded);
-    }
-
-    #[test]
-    fn what_others_say_in_a_response_does_not_count() {
-        let encoder = encoder_of("chatml llava");
-        let turns = |last: &str| [said("One cat."), user("Sure?"), said(last)];
-        let row = encode(&encoder, &chat(0, &[user("How many?")], &turns("Yes."), &turns("No.")));
-        assert_eq!(counted_text(&encoder, &row.encoded.chosen), "One cat.<|im_end|>\nYes.<|im_end|>\n");
-        let all = Tokens { counted: vec![true; row.encoded.chosen.ids.len()], ..row.encoded.chosen.clone() };
-        assert_eq!(
-            counted_text(&encoder, &all),
-            "One cat.<|im_end|>\n<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\nYes.<|im_end|>\n"
-        );
-    }
-
-    #[test]
-    fn a_token_over_the_seam_leaves_the_prompt_whole_and_is_reported() {
-        let encoder = encoder_of("chatml llava");
-        // The space at the end of the prompt joins the next word.
-        let row = encode(&encoder, &plain(0, "A small brown ", "dog", "cat"));
-        assert!(row.seam);
-        assert_eq!(row.encoded.prompt.ids, encoder.tokenizer().encode_with_spans("A small brown ").unwrap().0);
-        assert_eq!(counted_text(&encoder, &row.encoded.chosen), "dog<|im_end|>");
-    }
-
-    #[test]
-    fn images_that_nothing_marks_come_before_the_first_text_of_the_user() {
-        let encoder = encoder_of("llava-1.5 legacy");
-        let marked = [Message { role: "user".into(), content: vec![Part::Image, Part::Text("Is it red?".into())] }];
-        let answers = [&[said("No.")], &[said("Yes.")]];
-        let [by_part, by_nothing, by_text] = [&marked[..], &[user("Is it red?")], &[user("<image>\nIs it red?")]]
-            .map(|prompt| encode(&encoder, &chat(1, prompt, answers[0], answers[1])).encoded);
-        assert_eq!(by_part, by_nothing);
-        assert_eq!(by_part.prompt.images.len(), 1);
-        assert_eq!(by_part.prompt, by_text.prompt);
-    }
-
-    #[test]
-    fn an_image_in_a_response_is_a_slot_that_does_not_count() {
-        let encoder = encoder_of("llava-1.5 legacy");
-        let row = encode(&encoder, &plain(2, "USER: <image>\nDraw. ASSISTANT:", "Here: <image>", "There: <image>"));
-        let chosen = row.encoded.chosen;
-        assert_eq!(chosen.images.len(), 1);
-        let slot = chosen.images[0];
-        assert_eq!((slot.len, slot.image), (4, 1));
-        assert!(chosen.counted[slot.start..slot.start + 4].iter().all(|counted| !counted));
-    }
-
-    #[test]
-    fn rows_that_cannot_be_used_are_named() {
-        let encoder = encoder_of("llava-1.5 legacy");
-        let case = |example: &Example, expected: &str| {
-            let error = refused(&encoder, example);
-            assert!(error.starts_with("pairs.jsonl line 7: ") && error.contains(expected), "{error}");
-        };
-        case(&plain(1, "<image> <image> x:", "a", "b"), "2 image mark(s) in `prompt` and `chosen`, but 1 image(s)");
-        case(&plain(0, "<image> x:", "a", "b"), "1 image mark(s) in `prompt` and `chosen`, but 0 image(s)");
-        case(&plain(1, "x:", "a", "b"), "0 image mark(s) in `prompt` and `chosen`, but 1 image(s)");
-        case(&plain(1, "<image>", "a", "b<image>"), "2 image mark(s) in `prompt` and `rejected`, but 1 image(s)");
-        case(&plain(0, " \n", "a", "b"), "`prompt` is empty");
-        case(&chat(0, &[], &[said("a")], &[said("b")]), "`prompt` is empty");
-        case(&plain(0, "x", " ", "b"), "`chosen` is empty");
-        case(&chat(0, &[user("x")], &[said("a")], &[said("")]), "`rejected` is empty");
-        case(&chat(0, &[user("x")], &[said("a")], &[said("a")]), "`chosen` and `rejected` are the same text");
-        let mut mixed = plain(0, "x", "a", "b");
-        mixed.chosen = Response::Messages(vec![said("a")]);
-        case(&mixed, "`prompt` is text, but `chosen` is a list of messages");
-
-        let text_only = encoder_of("llama legacy false");
-        assert!(refused(&text_only, &plain(1, "<image> x", "a", "b")).contains("the model takes none"));
-        let two_users = chat(0, &[user("x"), user("y")], &[said("a")], &[said("b")]);
-        let error = refused(&text_only, &two_users);
-        assert!(error.starts_with("pairs.jsonl line 7: ") && error.contains("roles must alternate"), "{error}");
-        let small = Encoder { vocab_size: 300, ..encoder_of("chatml llava") };
-        assert!(
-            refused(&small, &plain(0, "What is in the picture", "a", "b"))
-                .contains("beyond the model's 300 embeddings")
-        );
-    }
-
-    #[test]
-    fn an_overlong_row_is_refused_or_its_responses_are_cut() {
-        let encoder = encoder_of("llava-1.5 legacy");
-        let row = plain(1, "USER: <image>\nIs there a dog? ASSISTANT:", "No, it is a cat.", "A dog.");
-        let whole = encode(&encoder, &row).encoded;
-        let prompt = whole.prompt.ids.len();
-        let length = prompt + whole.chosen.ids.len();
-        let error = encoder.encode(&row, Some(length - 1), Overlong::Refuse).unwrap_err().to_string();
-        assert!(error.contains(&format!("the row is {length} tokens long, `max_length` is {}", length - 1)), "{error}");
-        assert!(error.contains("truncation_mode: keep_start"), "{error}");
-        assert!(!encoder.encode(&row, Some(length), Overlong::ShortenResponse).unwrap().shortened);
-        let cut = encoder.encode(&row, Some(prompt + 2), Overlong::ShortenResponse).unwrap();
-        assert!(cut.shortened);
-        assert_eq!(cut.encoded.prompt, whole.prompt);
-        assert_eq!(cut.encoded.chosen.ids, whole.chosen.ids[..2]);
-        let error = encoder.encode(&row, Some(prompt), Overlong::ShortenResponse).unwrap_err().to_string();
-        assert!(error.contains("leaves nothing of a response"), "{error}");
-        let alike = plain(0, "USER:", "No, a dog.", "No, a cat.");
-        let error = encoder.encode(&alike, Some(4), Overlong::ShortenResponse).unwrap_err().to_string();
-        assert!(error.contains("cut to `max_length` 4, `chosen` and `rejected` are the same"), "{error}");
-    }
-
-    proptest! {
-        #[test]
-        fn a_cut_never_enters_an_image_and_never_touches_the_prompt(
-            prompt in 1usize..6, runs in prop::collection::vec((0usize..4, 1usize..5), 1..4), limit in 0usize..40
-        ) {
-            let row = RowId { file: std::sync::Arc::from(Path::new("x.json")), row: 1 };
-            let prompt = Tokens { ids: vec![1; prompt], counted: vec![false; prompt], images: Vec::new() };
-            let mut answer = Tokens::default();
-            for (i, (text, len)) in runs.iter().enumerate() {
-                answer.ids.extend(vec![2; *text]);
-                answer.counted.extend(vec![true; *text]);
-                answer.images.push(ImageSlot { start: answer.ids.len(), len: *len, image: i });
-                answer.ids.extend(vec![9; *len]);
-                answer.counted.extend(vec![false; *len]);
-            }
-            let before = answer.clone();
-            let mut answers = [answer];
-            let length = prompt.ids.len() + before.ids.len();
-            match shorten(&row, &prompt, &mut answers, limit, Overlong::ShortenResponse) {
-                Err(_) => prop_assert!(length > limit),
-                Ok(cut) => {
-                    let [after] = answers;
-                    prop_assert_eq!(cut, length > limit);
-                    prop_assert!(prompt.ids.len() + after.ids.len() <= limit);
-                    prop_assert_eq!(&after.ids[..], &before.ids[..after.ids.len()]);
-                    prop_assert_eq!(after.ids.len(), after.counted.len());
-                    prop_assert!(!cut || after.counted.contains(&true));
-                    let images = after.ids.iter().filter(|id| **id == 9).count();
-                    prop_assert_eq!(images, after.images.iter().map(|slot| slot.len).sum::<usize>());
-                }
-            }
-        }
-    }
-}
+mod tests;

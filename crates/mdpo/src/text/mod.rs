@@ -7,6 +7,9 @@ pub mod tokenizer;
 
 pub use encode::{EncodedRow, Encoder, ImageToken};
 
+use crate::data::Example;
+use std::ops::Range;
+
 #[cfg(test)]
 mod parity_tests;
 
@@ -15,10 +18,15 @@ mod parity_tests;
 pub struct Encoded {
     /// The prompt, generation prompt included.
     pub prompt: Tokens,
-    /// The chosen response.
-    pub chosen: Tokens,
-    /// The rejected response, where the row has one.
-    pub rejected: Option<Tokens>,
+    /// The answers, in the order of [`crate::data::Example::answers`].
+    pub answers: Vec<Tokens>,
+}
+
+impl Encoded {
+    /// The preferred answer of the first pair of `example`, whose encoding this is; none where only a rejected answer is there.
+    pub fn chosen(&self, example: &Example) -> Option<&Tokens> {
+        example.pairs.first().and_then(|pair| pair.chosen).map(|chosen| &self.answers[chosen])
+    }
 }
 
 /// A run of tokens.
@@ -30,6 +38,15 @@ pub struct Tokens {
     pub counted: Vec<bool>,
     /// Where images stand, in order.
     pub images: Vec<ImageSlot>,
+    /// The turns of the assistant in an answer, its EOS included: one in an answer without other voices, none in a prompt.
+    pub turns: Vec<Range<usize>>,
+}
+
+impl Tokens {
+    /// How many ids count.
+    pub fn labels(&self) -> usize {
+        self.counted.iter().filter(|&&counted| counted).count()
+    }
 }
 
 /// A run of image tokens.

@@ -53,6 +53,28 @@ pub struct PackedResponse {
     pub from: Vec<i64>,
     /// The labels: counted tokens of the response.
     pub labels: Vec<i64>,
+    /// Runs of labels that are summed apart, in order, covering all of them; one unless [`PackedBatch::cut`] says otherwise.
+    pub spans: Vec<SpanOf>,
+}
+
+/// A run of a response's labels whose log-probs are summed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpanOf {
+    /// How many labels.
+    pub labels: usize,
+    /// What they are.
+    pub kind: SpanKind,
+}
+
+/// What a run of labels is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SpanKind {
+    /// The whole answer, or a part of it that is cut by length.
+    Whole,
+    /// The assistant's turn of this number, from 0.
+    Turn(usize),
+    /// The EOS of a turn, where it is apart.
+    Eos,
 }
 
 /// A run of image tokens of the batch.
@@ -84,9 +106,11 @@ impl PackedBatch {
             }
             let predictor = |i: usize| if i == 0 { prompt_start + prompt_len - 1 } else { start + i - 1 };
             let counted = || (0..response.ids.len()).filter(|&i| response.counted[i]);
+            let labels: Vec<i64> = counted().map(|i| i64::from(response.ids[i])).collect();
             self.responses.push(PackedResponse {
                 from: counted().map(|i| predictor(i) as i64).collect(),
-                labels: counted().map(|i| i64::from(response.ids[i])).collect(),
+                spans: vec![SpanOf { labels: labels.len(), kind: SpanKind::Whole }],
+                labels,
             });
         }
         self.prompts.push(PackedPrompt {
@@ -94,6 +118,37 @@ impl PackedBatch {
             segments: first_segment..self.segments.len(),
             responses: first_response..self.responses.len(),
         });
+    }
+
+    /// Cuts the labels of a response into `spans`, which cover all of them in order.
+    pub fn cut(&mut self, response: usize, spans: Vec<SpanOf>) {
+        let response = &mut self.responses[response];
+        debug_assert_eq!(spans.iter().map(|span| span.labels).sum::<usize>(), response.labels.len());
+        response.spans = spans;
+    }
+
+    /// How many spans all responses have together.
+    pub fn span_count(&self) -> usize {
+        self.responses.iter().map(|response| response.spans.len()).sum()
+    }
+
+    /// Where the spans of each response stand among those of all.
+    pub fn span_ranges(&self) -> Vec<Range<usize>> {
+        let mut start = 0;
+        let of = |response: &PackedResponse| {
+            let range = start..start + response.spans.len();
+            start = range.end;
+            range
+        };
+        self.responses.iter().map(of).collect()
+    }
+
+    /// Where the spans of a prompt's responses stand among those of all.
+    pub fn prompt_spans(&self, prompt: usize) -> Range<usize> {
+        let count = |responses: Range<usize>| self.responses[responses].iter().map(|r| r.spans.len()).sum::<usize>();
+        let responses = self.prompts[prompt].responses.clone();
+        let start = count(0..responses.start);
+        start..start + count(responses)
     }
 
     fn push_segment(
@@ -141,6 +196,7 @@ impl PackedBatch {
             subset.responses.extend(responses.map(|response| PackedResponse {
                 from: response.from.iter().map(|from| from - old as i64 + new as i64).collect(),
                 labels: response.labels.clone(),
+                spans: response.spans.clone(),
             }));
             let inside = self.images.iter().filter(|image| prompt.tokens.contains(&image.start));
             subset.images.extend(inside.map(|image| PackedImage { start: image.start - old + new, ..*image }));
@@ -165,7 +221,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn tokens(ids: Vec<u32>, counted: bool) -> Tokens {
-        Tokens { counted: vec![counted; ids.len()], ids, images: Vec::new() }
+        Tokens { counted: vec![counted; ids.len()], ids, ..Tokens::default() }
     }
 
     #[test]
@@ -180,8 +236,16 @@ mod tests {
             batch.segments,
             [Segment { start: 0, len: 4, prefix: None }, Segment { start: 4, len: 2, prefix: Some((0, 4)) }]
         );
-        assert_eq!(batch.responses[0], PackedResponse { from: vec![3, 4, 5], labels: vec![5, 6, 7] });
-        assert_eq!(batch.responses[1], PackedResponse { from: vec![3], labels: vec![8] });
+        let response = |from: Vec<i64>, labels: Vec<i64>| {
+            let spans = vec![SpanOf { labels: labels.len(), kind: SpanKind::Whole }];
+            PackedResponse { from, labels, spans }
+        };
+        assert_eq!(batch.responses[0], response(vec![3, 4, 5], vec![5, 6, 7]));
+        assert_eq!(batch.responses[1], response(vec![3], vec![8]));
+        assert_eq!(batch.span_ranges(), [0..1, 1..2]);
+        let turns = [(1, SpanKind::Turn(0)), (2, SpanKind::Turn(1))].map(|(labels, kind)| SpanOf { labels, kind });
+        batch.cut(0, turns.to_vec());
+        assert_eq!((batch.span_ranges(), batch.span_count()), (vec![0..2, 2..3], 3));
         assert_eq!(batch.images, [PackedImage { start: 1, len: 2, image: 3 }]);
     }
 

@@ -9,7 +9,7 @@ use super::encode::{EncodedRow, Encoder, ImageToken};
 use super::template::{ChatEnd, ChatTemplate};
 use super::tokenizer::{SpecialTokens, Tokenizer};
 use crate::config::Overlong;
-use crate::data::{Example, ImageSource, Message, Part, Prompt, Response, RowId};
+use crate::data::{Answer, Example, ImageSource, Message, Pair, Part, Prompt, Response, RowId};
 
 fn fixture(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../parity/text").join(name);
@@ -71,12 +71,16 @@ pub(super) fn encoder_of(name: &str) -> Encoder {
 }
 
 /// An example with `images` images, in line 7 of `pairs.jsonl`.
+fn answer(name: &'static str, response: Response) -> Answer {
+    Answer { name: name.into(), response, score: None, rewards: Vec::new() }
+}
+
 pub(super) fn example(images: usize, prompt: Prompt, chosen: Response, rejected: Response) -> Example {
     Example {
         row: RowId { file: Arc::from(Path::new("pairs.jsonl")), row: 7 },
         prompt,
-        chosen,
-        rejected: Some(rejected),
+        answers: vec![answer("chosen", chosen), answer("rejected", rejected)],
+        pairs: vec![Pair { chosen: Some(0), rejected: Some(1) }],
         images: vec![ImageSource::Path(PathBuf::from("a.png")); images],
         rejected_images: Vec::new(),
         reference: None,
@@ -160,15 +164,15 @@ fn rows_split_as_in_trl_and_end_with_an_eos() {
             assert_eq!(encoder.prompt_only(&prompt, images).unwrap().ids, ids(&row["generation_ids"]), "{what}");
             assert_eq!(encoded.prompt.images.len(), images, "{what}");
             assert!(encoded.prompt.counted.iter().all(|counted| !counted), "{what}");
-            for (answer, name) in
-                [(&encoded.chosen, "chosen_ids"), (encoded.rejected.as_ref().unwrap(), "rejected_ids")]
-            {
+            assert_eq!(encoded.answers.len(), 2, "{what}");
+            for (answer, name) in encoded.answers.iter().zip(["chosen_ids", "rejected_ids"]) {
                 let mut expected = ids(&row[name]);
                 if !expected.iter().any(|id| encoder.eos_ids().contains(id)) {
                     expected.push(encoder.eos_ids()[0]);
                 }
                 assert_eq!(answer.ids, expected, "{what} {name}");
                 assert!(answer.counted.iter().all(|&counted| counted), "{what} {name}");
+                assert!(answer.turns.iter().eq([&(0..answer.ids.len())]), "{what} {name}");
             }
         }
     }
