@@ -12,20 +12,20 @@ use ::parquet::record::reader::RowIter;
 use ::parquet::schema::types::Type;
 
 use super::row::{Fields, Value};
-use super::shape::{COLUMNS, SHAPES};
+use super::shape::SHAPES;
 use super::{NumberedRow, Rows};
 use crate::{Error, Result};
 
 /// Rows that are decoded at a time: few, since a row may carry pictures.
 const READ_AHEAD: usize = 8;
 
-/// The rows of a Parquet file. Columns that no shape uses are not decoded; their names stay as keys without a value.
+/// The rows of a Parquet file. Only columns that `reads` names are decoded; the names of the others stay as keys without a value.
 ///
 /// # Errors
 /// The file cannot be read or is damaged.
-pub(super) fn rows(path: &Path) -> Result<Rows> {
+pub(super) fn rows(path: &Path, reads: impl Fn(&str) -> bool) -> Result<Rows> {
     let file = File::open(path).map_err(|error| Error::io("read", path, &error))?;
-    Ok(Box::new(checked(path, || Table::open(path, file))?))
+    Ok(Box::new(checked(path, || Table::open(path, file, reads))?))
 }
 
 /// The decoder checks most of what a damaged file can say, but not all: some damage ends in a panic inside it.
@@ -47,12 +47,12 @@ struct Table {
 }
 
 impl Table {
-    fn open(path: &Path, file: File) -> Result<Self> {
+    fn open(path: &Path, file: File, reads: impl Fn(&str) -> bool) -> Result<Self> {
         let failed = |error: ParquetError| damaged(path, &error);
         let reader = SerializedFileReader::new(file).map_err(failed)?;
         let schema = reader.metadata().file_metadata().schema();
         let (used, unused): (Vec<_>, Vec<_>) =
-            schema.get_fields().iter().cloned().partition(|field| COLUMNS.contains(&field.name()));
+            schema.get_fields().iter().cloned().partition(|field| reads(field.name()));
         let unused: Vec<String> = unused.iter().map(|field| field.name().to_owned()).collect();
         if used.is_empty() {
             let columns = Fields::new(without_values(&unused).collect()).keys();
@@ -93,7 +93,7 @@ fn named((key, field): (String, Field)) -> (String, Value) {
 fn value(field: Field) -> Value {
     match field {
         Field::Null => Value::Null,
-        Field::Bool(_) => Value::Other("a boolean"),
+        Field::Bool(value) => Value::Bool(value),
         Field::Str(text) => Value::Text(text),
         Field::Bytes(bytes) => Value::Bytes(Arc::from(bytes.data())),
         Field::Group(row) => Value::Object(row.into_columns().into_iter().map(named).collect()),
@@ -106,8 +106,14 @@ fn value(field: Field) -> Value {
         | Field::TimestampMicros(_) => Value::Other("a time"),
         Field::Double(number) => Value::Number(number),
         Field::Float(number) => Value::Number(f64::from(number)),
+        Field::Byte(number) => Value::Number(f64::from(number)),
+        Field::Short(number) => Value::Number(f64::from(number)),
         Field::Int(number) => Value::Number(f64::from(number)),
         Field::Long(number) => Value::Number(number as f64),
+        Field::UByte(number) => Value::Number(f64::from(number)),
+        Field::UShort(number) => Value::Number(f64::from(number)),
+        Field::UInt(number) => Value::Number(f64::from(number)),
+        Field::ULong(number) => Value::Number(number as f64),
         _ => Value::Other("a number"),
     }
 }

@@ -90,20 +90,19 @@ fn sum(row: &Row, place: &str, value: &Value) -> Result<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::spool::Spool;
-    use super::super::{Need, RowId, example};
+    use super::super::tests::{read_one, settings};
+    use super::super::{Need, Sides};
     use super::*;
-    use crate::config::ReferenceLogps;
+    use crate::config::{self, ReferenceLogps};
     use serde_json::json;
-    use std::path::Path;
-    use std::sync::Arc;
+    use std::path::PathBuf;
 
     fn read(more: serde_json::Value, from: ReferenceLogps) -> Result<Option<ReferenceSums>> {
         let mut row = json!({"prompt": "Hi", "chosen": "yes", "rejected": "no"});
         let fields = more.as_object().expect("an object").clone();
         row.as_object_mut().expect("an object").extend(fields);
-        let id = RowId { file: Arc::from(Path::new("rows.jsonl")), row: 3 };
-        Ok(example(id, Path::new(""), row.into(), Need::Pair, from, &Spool::default())?.reference)
+        let settings = config::Data { reference_logps: from, ..settings(PathBuf::new()) };
+        Ok(read_one(row, &settings, &Need::of(Sides::Both))?.and_then(|example| example.reference))
     }
 
     #[test]
@@ -147,7 +146,7 @@ mod tests {
             ),
         ] {
             let message = read(row.clone(), ReferenceLogps::Columns).unwrap_err().to_string();
-            assert!(message.starts_with("rows.jsonl line 3: ") && message.contains(expected), "{row}: {message}");
+            assert!(message.starts_with("any.jsonl line 3: ") && message.contains(expected), "{row}: {message}");
             assert!(message.contains("hint: rows have `logps`"), "{message}");
             assert!(read(row, ReferenceLogps::Computed).is_ok());
         }

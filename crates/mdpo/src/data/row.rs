@@ -14,6 +14,8 @@ pub(super) enum Value {
     Null,
     /// Something no shape uses, by what it is called.
     Other(&'static str),
+    /// True or false.
+    Bool(bool),
     /// A number.
     Number(f64),
     /// Text.
@@ -32,6 +34,7 @@ impl Value {
         match self {
             Value::Null => "null",
             Value::Other(kind) => kind,
+            Value::Bool(_) => "a boolean",
             Value::Number(_) => "a number",
             Value::Text(_) => "text",
             Value::Bytes(_) => "bytes",
@@ -45,7 +48,7 @@ impl From<serde_json::Value> for Value {
     fn from(value: serde_json::Value) -> Self {
         match value {
             serde_json::Value::Null => Value::Null,
-            serde_json::Value::Bool(_) => Value::Other("a boolean"),
+            serde_json::Value::Bool(value) => Value::Bool(value),
             serde_json::Value::Number(number) => Value::Number(number.as_f64().unwrap_or(f64::NAN)),
             serde_json::Value::String(text) => Value::Text(text),
             serde_json::Value::Array(items) => Value::List(items.into_iter().map(Value::from).collect()),
@@ -102,7 +105,7 @@ impl Fields {
                 Value::List(items) => items.is_empty(),
                 Value::Object(fields) => fields.iter().all(|(_, value)| *value == Value::Null),
                 Value::Text(text) => text.is_empty(),
-                Value::Other(_) | Value::Number(_) | Value::Bytes(_) => false,
+                Value::Other(_) | Value::Bool(_) | Value::Number(_) | Value::Bytes(_) => false,
             };
             name == key && !empty
         })
@@ -134,6 +137,15 @@ impl Row<'_> {
     /// A problem of this row.
     pub(super) fn wrong(&self, what: impl std::fmt::Display) -> Error {
         Error::at(&self.id, what)
+    }
+
+    /// `value` as a finite number; `place` names it within the row.
+    pub(super) fn number(&self, place: &str, value: &Value) -> Result<f64> {
+        match value {
+            Value::Number(number) if number.is_finite() => Ok(*number),
+            Value::Number(number) => Err(self.wrong(format!("`{place}`: expected a finite number, found {number}"))),
+            other => Err(self.wrong(format!("`{place}`: expected a number, found {}", other.kind()))),
+        }
     }
 
     /// `value` as text; `place` names it within the row.

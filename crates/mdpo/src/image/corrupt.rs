@@ -53,9 +53,7 @@ pub fn corrupt(
             let (picture, kept) = moco(picture, &mut address.rng(&format!("moco {image}")));
             Corrupted { picture, kept: Some(kept) }
         }
-        Corruption::Blank => {
-            Corrupted { picture: Picture::from_pixel(width, height, ::image::Rgb(mean_colour)), kept: None }
-        }
+        Corruption::Blank => Corrupted { picture: blank(picture, mean_colour), kept: None },
         Corruption::Noise => {
             let mut noise = Picture::new(width, height);
             address.rng(&format!("noise {image}")).fill_bytes(&mut noise);
@@ -63,6 +61,12 @@ pub fn corrupt(
         }
         Corruption::RandomImage | Corruption::Given => Corrupted { picture: picture.clone(), kept: None },
     }
+}
+
+/// A picture of one colour, as large as `picture`.
+pub fn blank(picture: &Picture, colour: [u8; 3]) -> Picture {
+    let (width, height) = picture.dimensions();
+    Picture::from_pixel(width, height, ::image::Rgb(colour))
 }
 
 /// Which other picture of `len` gives the image for [`Corruption::RandomImage`]: any but `own`, all alike; `None` when there is no other.

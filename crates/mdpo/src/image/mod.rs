@@ -12,7 +12,7 @@ mod jitter;
 mod jpeg;
 
 pub use clip::ImageProcessor;
-pub use corrupt::{Corrupted, CropBox, corrupt, random_other};
+pub use corrupt::{Corrupted, CropBox, blank, corrupt, random_other};
 pub use decode::{decode, header};
 
 /// A decoded picture: 8-bit RGB, rows top to bottom, as Pillow's `convert("RGB")` gives it.
