@@ -5,6 +5,7 @@
 
 mod hub;
 mod keys;
+mod objective;
 mod recipe;
 mod validate;
 mod write;
@@ -17,6 +18,12 @@ use std::path::{Path, PathBuf};
 use crate::{Error, Result};
 
 pub use hub::find_model;
+#[cfg(test)]
+pub(crate) use objective::loss_types;
+pub use objective::{
+    Anchor, Cpo, Divergence, Dmpo, Dpo, DpoLoss, Hpo, HpoPreference, Kto, Mdpo, Objective, Odpo, Offset, Reduction,
+    ReferencePoint, Reward, Simpo, TurnEos, Weighted,
+};
 pub use write::differing;
 
 /// Reads the recipe at `file`, lays `overrides` (`key=value`) over it and finds its checkpoint and data on this machine.
@@ -112,14 +119,54 @@ pub struct Data {
     pub image_folder: Option<PathBuf>,
     /// Longest sequence in tokens, image tokens included (`max_length`); the model's own limit when absent.
     pub max_length: Option<usize>,
-    /// What happens to a row over it (`truncation_mode: refuse | keep_start`).
+    /// What happens to a row over it (`truncation_mode: refuse | keep_start | keep_turns`).
     pub overlong: Overlong,
     /// How many unusable rows may be left out (`max_skipped_rows`, default 0).
     pub max_skipped_rows: usize,
     /// Whether the order changes each epoch (`shuffle`, default true).
     pub shuffle: bool,
+    /// Which pairs a row of scored responses gives (`pairs_from_scores`).
+    pub pairs_from_scores: PairsFromScores,
+    /// What becomes of a pair whose chosen answer has not the higher score (`odpo_ties: refuse | skip`).
+    pub odpo_ties: ScoreTies,
+    /// What the model sees of the rows' images (`train_images`).
+    pub train_images: TrainImages,
     /// Whose the reference's log-probs under the true image are (`reference_logps: computed | columns`).
     pub reference_logps: ReferenceLogps,
+}
+
+/// Which pairs a row of scored responses gives.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum PairsFromScores {
+    /// `best_vs_worst`: one, of the first response of the highest score and the first of the lowest.
+    BestVsWorst,
+    /// `threshold`: one, drawn by seed and row from the responses that have at least this score (`score_threshold`, default 3) and from
+    /// those below it (LLaVA-Hound-DPO).
+    Threshold(f64),
+    /// `all`: every response against every one of a lower score.
+    All,
+}
+
+/// What becomes of a pair whose chosen answer has not the higher score.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScoreTies {
+    /// Its row is unusable.
+    Refuse,
+    /// It is left out and counted.
+    Skip,
+}
+
+/// What the model sees of the rows' images (mDPO §2.2: DPO without images).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TrainImages {
+    /// `keep`, the default: the images.
+    Keep,
+    /// `drop`: nothing, the places of images are taken out of the text.
+    Drop,
+    /// `black`: black pictures of the same size.
+    Black,
+    /// `mean_colour`: pictures of the same size in the colour that the image processor takes for the mean.
+    MeanColour,
 }
 
 /// Whose the reference's log-probs under the true image are.
@@ -156,6 +203,8 @@ pub enum Overlong {
     Refuse,
     /// The end of its responses is cut, never the prompt, never an image.
     ShortenResponse,
+    /// The last turns of its responses are left out, never a part of one.
+    KeepTurns,
 }
 
 /// How the rejected image is made (mDPO §3.1 and Table 3).
@@ -163,7 +212,7 @@ pub enum Overlong {
 pub struct RejectedImage {
     /// The corruption.
     pub corruption: Corruption,
-    /// When a new one is drawn (`rejected_image_redraw: epoch | once`).
+    /// When a new one is drawn (`rejected_image_redraw: epoch | once | forward`).
     pub redraw: Redraw,
 }
 
@@ -196,48 +245,8 @@ pub enum Redraw {
     EachEpoch,
     /// Once for the whole run.
     Once,
-}
-
-/// What is minimised (`loss_type`, default `mdpo`).
-#[derive(Debug, Clone, PartialEq)]
-pub enum Objective {
-    /// `dpo` (TRL's name: `sigmoid`).
-    Dpo {
-        /// Temperature (`beta`).
-        beta: f64,
-    },
-    /// `mdpo`.
-    Mdpo(Mdpo),
-    /// `sft`: token-mean negative log-likelihood of the chosen response.
-    Sft,
-}
-
-/// mDPO's settings; see [`crate::objective`] for the formulas.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Mdpo {
-    /// Temperature (`beta`, default 0.1).
-    pub beta: f64,
-    /// Weight of the DPO term (`preference_weight`, default 1).
-    pub preference_weight: f64,
-    /// Weight of the conditional term (`conditional_weight`, default 1).
-    pub conditional_weight: f64,
-    /// Weight of the anchor terms (`anchor_weight`, default 1).
-    pub anchor_weight: f64,
-    /// δ, in reward units, outside β (`anchor_delta`, default 0).
-    pub delta: f64,
-    /// Which rewards are anchored (`anchors`, default `[chosen]`; Table 4 adds `rejected` and `corrupted`).
-    pub anchors: Vec<Anchor>,
-}
-
-/// A reward that an anchor term holds on its side of δ.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Anchor {
-    /// The chosen answer under the true image stays above δ.
-    Chosen,
-    /// The rejected answer stays below δ.
-    Rejected,
-    /// The chosen answer under the rejected image stays below δ.
-    Corrupted,
+    /// At each epoch, one for the policy and another one for the reference, as the released code of mDPO does; for studies of that code.
+    EachForward,
 }
 
 /// Which weights move.

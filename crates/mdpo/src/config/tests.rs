@@ -6,6 +6,7 @@ use insta::assert_snapshot;
 use proptest::prelude::*;
 
 use super::keys::{KEYS, NO_EFFECT, REFUSED};
+use super::objective::tests::{objective, positive, share};
 use super::*;
 
 const LEAST: &str = "model_name_or_path: org/model\ndataset_name: rows.jsonl\noutput_dir: out\n";
@@ -17,13 +18,13 @@ fn read(lines: &str, overrides: &[&str]) -> Result<Run> {
 }
 
 #[track_caller]
-fn good(lines: &str, overrides: &[&str]) -> Run {
+pub(super) fn good(lines: &str, overrides: &[&str]) -> Run {
     read(lines, overrides).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// The message of a bad recipe.
 #[track_caller]
-fn bad(lines: &str, overrides: &[&str]) -> String {
+pub(super) fn bad(lines: &str, overrides: &[&str]) -> String {
     read(lines, overrides).expect_err("the recipe is bad").to_string()
 }
 
@@ -54,6 +55,8 @@ fn the_least_recipe_has_the_documented_defaults() {
     truncation_mode: refuse
     max_skipped_rows: 0
     shuffle: true
+    pairs_from_scores: best_vs_worst
+    train_images: keep
     reference_logps: computed
     precompute_ref_log_probs: false
     loss_type: mdpo
@@ -109,7 +112,7 @@ beta: -1
 lora_dropout: 1
 bf16: true
 fp16: yes
-loss_type: ipo
+loss_type: ippo
 rejected_image: crpo
 rejected_image_scale: [0.2, 0.1]
 per_device_train_batch_size: 0
@@ -135,8 +138,8 @@ zzz: 1
       hint: leave it out for the default: `0.0`
     recipes/bad.yaml line 7: `bf16` and `fp16` are both true, but a run has one precision
       hint: leave one of the two out (`key=null` on the command line takes a key of the recipe back)
-    recipes/bad.yaml line 8: `loss_type`: expected `mdpo`, `dpo` (also `sigmoid`) or `sft`, found `ipo`
-      hint: leave it out for the default: `mdpo`
+    recipes/bad.yaml line 8: `loss_type`: expected `mdpo`, `dpo` (also `sigmoid`), `cdpo`, `hinge`, `ipo`, `exo_pair`, `nca_pair`, `robust`, `bco_pair`, `sppo_hard`, `aot`, `aot_unpaired`, `apo_zero`, `apo_down`, `discopop`, `sigmoid_norm`, `sft`, `simpo`, `orpo`, `cpo`, `kto`, `apo_zero_unpaired`, `odpo`, `dmpo` or `hpo` (also `upo`), or a list of losses of DPO's family, found `ippo`
+      hint: did you mean `ipo`?
     recipes/bad.yaml line 9: `rejected_image`: expected `crop`, `random_image`, `moco`, `blank`, `noise` or `given`, found `crpo`
       hint: did you mean `crop`?
     recipes/bad.yaml line 10: `rejected_image_scale`: expected two numbers `[a, b]` with 0 < a ≤ b ≤ 1, found `[0.2,0.1]`
@@ -215,6 +218,8 @@ fn contradictions_are_refused() {
         ("loss_type: sft\nprecompute_ref_log_probs: true", "does not go with `loss_type: sft`"),
         ("rejected_image: noise\nrejected_image_scale: [0.1, 0.2]", "belongs to `rejected_image: crop`"),
         ("preference_weight: 0\nconditional_weight: 0\nanchor_weight: 0", "all three terms"),
+        ("score_threshold: 4", "`score_threshold` belongs to `pairs_from_scores: threshold`"),
+        ("train_images: black", "takes the images away that `loss_type: mdpo` compares"),
         ("save_strategy: epoch\nsave_steps: 5", "`save_steps` has no meaning"),
         ("lora_r: 8\nlora_rank: 8", "`lora_rank` and `lora_r` are two names of one key, first in line 4"),
     ] {
@@ -270,12 +275,15 @@ fn values_out_of_range_are_refused() {
         "lora_target_modules: [all-linear, q_proj]",
         "max_skipped_rows: -1",
         "shuffle: perhaps",
+        "pairs_from_scores: median",
+        "odpo_ties: keep\nloss_type: odpo",
+        "train_images: white",
         "reference_logps: mine",
         "reference_cache: [a, b]",
         "vision_feature_cache: 7",
         "resume_from_checkpoint: 3",
         "gradient_checkpointing: some",
-        "loss_type: [dpo, sft]",
+        "loss_type: []",
         "lr_scheduler_type: cosine_with_restarts",
         "image_folder: ''",
     ] {
@@ -293,7 +301,7 @@ fn every_key_of_the_table_is_read() {
         for name in key.aliases.iter().chain([&key.name]) {
             let least = LEAST.lines().filter(|line| !line.starts_with(key.name)).collect::<Vec<_>>().join("\n");
             let error =
-                Run::from_yaml(&format!("{least}\n{name}: {{nonsense: 1}}"), "recipe.yaml", &[]).expect_err(name);
+                Run::from_yaml(&format!("{least}\n{name}: [{{nonsense: 1}}]"), "recipe.yaml", &[]).expect_err(name);
             assert!(error.to_string().contains(&format!("`{name}`: expected {}", key.expects)), "{error}");
         }
     }
@@ -348,8 +356,11 @@ fn defaults_and_text_are_taken_as_written() {
 
 #[test]
 fn trl_spellings_mean_what_they_mean_there() {
-    assert_eq!(good("loss_type: sigmoid\npref_beta: 0.2", &[]).objective, Objective::Dpo { beta: 0.2 });
-    assert_eq!(good("loss_type: [sigmoid]", &[]).objective, Objective::Dpo { beta: 0.1 });
+    assert_eq!(
+        good("loss_type: sigmoid\npref_beta: 0.2", &[]).objective,
+        Objective::Dpo(Dpo::of(DpoLoss::Sigmoid, 0.2))
+    );
+    assert_eq!(good("loss_type: [sigmoid]", &[]).objective, Objective::Dpo(Dpo::of(DpoLoss::Sigmoid, 0.1)));
     assert_eq!(good("gradient_checkpointing: false", &[]).batch.checkpointing, GradientCheckpointing::None);
     assert_eq!(good("gradient_checkpointing: true", &[]).batch.checkpointing, GradientCheckpointing::Layers);
     assert_eq!(good("save_strategy: no", &[]).output.save, Save::Never);
@@ -535,14 +546,6 @@ fn the_documentation_lists_exactly_the_keys() {
     assert_eq!(listed, NO_EFFECT);
 }
 
-fn share() -> impl Strategy<Value = f64> {
-    0.0..1.0
-}
-
-fn positive() -> impl Strategy<Value = f64> {
-    prop_oneof![1e-12..1e-3, 1e-3..1e3]
-}
-
 /// Names as people give them, and those that YAML would take for something else.
 fn name() -> impl Strategy<Value = String> {
     prop_oneof![
@@ -553,18 +556,6 @@ fn name() -> impl Strategy<Value = String> {
         Just("007".to_owned())
     ]
     .prop_filter("blank text is no name", |text| !text.trim().is_empty())
-}
-
-fn objective() -> impl Strategy<Value = Objective> {
-    let anchors = prop::sample::subsequence(vec![Anchor::Chosen, Anchor::Rejected, Anchor::Corrupted], 1..=3);
-    let mdpo = (positive(), positive(), share(), share(), -5.0..5.0, anchors);
-    prop_oneof![
-        positive().prop_map(|beta| Objective::Dpo { beta }),
-        Just(Objective::Sft),
-        mdpo.prop_map(|(beta, preference_weight, conditional_weight, anchor_weight, delta, anchors)| {
-            Objective::Mdpo(Mdpo { beta, preference_weight, conditional_weight, anchor_weight, delta, anchors })
-        }),
-    ]
 }
 
 fn corruption() -> impl Strategy<Value = Corruption> {
@@ -631,17 +622,26 @@ fn model_and_data() -> impl Strategy<Value = (Model, Data)> {
         dtype,
         device,
     });
-    let overlong = prop::sample::select(vec![Overlong::Refuse, Overlong::ShortenResponse]);
+    let overlong = prop::sample::select(vec![Overlong::Refuse, Overlong::ShortenResponse, Overlong::KeepTurns]);
+    let rule = prop_oneof![
+        Just(PairsFromScores::BestVsWorst),
+        Just(PairsFromScores::All),
+        (-9.0..9.0).prop_map(PairsFromScores::Threshold)
+    ];
+    let scores = (rule, prop::sample::select(vec![ScoreTies::Refuse, ScoreTies::Skip]));
     let paths = prop::collection::vec(name().prop_map(PathBuf::from), 1..4);
     let folder = prop::option::of(name().prop_map(PathBuf::from));
-    let data = (paths, folder, prop::option::of(1..9000_usize), overlong, 0..10_usize, any::<bool>()).prop_map(
-        |(paths, image_folder, max_length, overlong, max_skipped_rows, shuffle)| Data {
+    let data = (paths, folder, prop::option::of(1..9000_usize), overlong, 0..10_usize, any::<bool>(), scores).prop_map(
+        |(paths, image_folder, max_length, overlong, max_skipped_rows, shuffle, (pairs_from_scores, odpo_ties))| Data {
             paths,
             image_folder,
             max_length,
             overlong,
             max_skipped_rows,
             shuffle,
+            pairs_from_scores,
+            odpo_ties,
+            train_images: TrainImages::Keep,
             reference_logps: ReferenceLogps::Computed,
         },
     );
@@ -682,26 +682,34 @@ fn batch_and_output() -> impl Strategy<Value = (Batch, Output)> {
 proptest! {
     #[test]
     fn a_written_run_reads_back_equal(
-        (model, mut data) in model_and_data(), mut objective in objective(), corruption in corruption(), once in any::<bool>(),
+        (model, mut data) in model_and_data(), objective in objective(), corruption in corruption(), redraw in prop::sample::select(vec![Redraw::EachEpoch, Redraw::Once, Redraw::EachForward]),
         mut tuning in tuning(), optim in optim(), (batch, output) in batch_and_output(), seed in any::<u64>(),
         (cache, precompute, columns) in (prop::option::of(name()), any::<bool>(), any::<bool>()),
         features in prop::option::of(name()),
+        images in prop::sample::select(vec![TrainImages::Keep, TrainImages::Drop, TrainImages::Black, TrainImages::MeanColour]),
     ) {
-        let mut rejected_image = RejectedImage { corruption, redraw: if once { Redraw::Once } else { Redraw::EachEpoch } };
+        let mut rejected_image = RejectedImage { corruption, redraw };
         // What has no meaning for an objective keeps its default.
         if !matches!(objective, Objective::Mdpo(_)) {
+            data.train_images = images;
             rejected_image = good("", &[]).rejected_image;
         }
-        if let (Objective::Sft, Tuning::Lora(Lora { start: AdapterStart::From { reference, .. }, .. })) = (&mut objective, &mut tuning) {
+        if !matches!(objective, Objective::Odpo(_)) {
+            data.odpo_ties = ScoreTies::Refuse;
+        }
+        if matches!(objective, Objective::Dmpo(_)) && data.overlong == Overlong::ShortenResponse {
+            data.overlong = Overlong::KeepTurns;
+        }
+        if let (false, Tuning::Lora(Lora { start: AdapterStart::From { reference, .. }, .. })) = (objective.compares(), &mut tuning) {
             *reference = Reference::Adapter;
         }
         let mut reference = KeptReference {
             cache: cache.map(PathBuf::from),
             when: if precompute { ReferenceWhen::BeforeTraining } else { ReferenceWhen::AsNeeded },
         };
-        if matches!(objective, Objective::Sft) {
+        if !objective.compares() {
             reference = good("", &[]).reference;
-        } else if columns {
+        } else if columns && !objective.weighs_labels() && !objective.follows_prompts_by_other_answers() {
             data.reference_logps = ReferenceLogps::Columns;
         }
         let trained = matches!(&tuning, Tuning::Full { parts } if parts.contains(&Part::VisionTower));

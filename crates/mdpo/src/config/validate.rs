@@ -10,13 +10,6 @@ use super::*;
 
 const LEAVE_ONE: &str = "leave one of the two out (`key=null` on the command line takes a key of the recipe back)";
 
-#[derive(Clone, Copy, PartialEq)]
-enum Name {
-    Mdpo,
-    Dpo,
-    Sft,
-}
-
 impl Recipe {
     /// The run that was asked for.
     ///
@@ -25,7 +18,7 @@ impl Recipe {
         let objective = self.objective();
         let run = Run {
             model: self.model(),
-            data: self.data(),
+            data: self.data(&objective),
             reference: self.reference(&objective),
             vision_feature_cache: self.vision_feature_cache(),
             rejected_image: self.rejected_image(&objective),
@@ -36,6 +29,10 @@ impl Recipe {
             seed: self.value("seed", whole(0)),
             objective,
         };
+        if matches!(run.objective, Objective::Mdpo(_)) && run.data.train_images != TrainImages::Keep {
+            let what = "`train_images` takes the images away that `loss_type: mdpo` compares";
+            self.complain("train_images", what, "leave it out, or write `loss_type: dpo`");
+        }
         self.finish().map(|()| run)
     }
 
@@ -65,7 +62,51 @@ impl Recipe {
         }
     }
 
-    fn data(&mut self) -> Data {
+    fn data(&mut self, objective: &Objective) -> Data {
+        let reference_logps = self.value(
+            "reference_logps",
+            one_of(&[("computed", ReferenceLogps::Computed), ("columns", ReferenceLogps::Columns)]),
+        );
+        if reference_logps == ReferenceLogps::Columns && objective.weighs_labels() {
+            let what =
+                "`reference_logps: columns` are sums over whole responses, but the labels of a response are weighted";
+            self.forbid("reference_logps", what, "leave it out, or leave out `ld_alpha` or `loss_type: dmpo`");
+        }
+        if reference_logps == ReferenceLogps::Columns && objective.follows_prompts_by_other_answers() {
+            let what =
+                "`reference_logps: columns` have nothing of the other rows' answers that KTO puts behind a prompt";
+            self.forbid("reference_logps", what, "leave it out, or write `loss_type: apo_zero_unpaired`");
+        }
+        let odpo_ties = self.value("odpo_ties", one_of(&[("refuse", ScoreTies::Refuse), ("skip", ScoreTies::Skip)]));
+        if !matches!(objective, Objective::Odpo(_)) {
+            let what = "`odpo_ties` belongs to `loss_type: odpo`: no other objective compares scores";
+            self.forbid("odpo_ties", what, "leave it out, or write `loss_type: odpo`");
+        }
+        let threshold = self.value("score_threshold", number(|_| true));
+        let pairs_from_scores = self.value(
+            "pairs_from_scores",
+            one_of(&[
+                ("best_vs_worst", PairsFromScores::BestVsWorst),
+                ("threshold", PairsFromScores::Threshold(threshold)),
+                ("all", PairsFromScores::All),
+            ]),
+        );
+        if !matches!(pairs_from_scores, PairsFromScores::Threshold(_)) {
+            let what = "`score_threshold` belongs to `pairs_from_scores: threshold`";
+            self.forbid("score_threshold", what, "leave it out, or write `pairs_from_scores: threshold`");
+        }
+        let overlong = self.value(
+            "truncation_mode",
+            one_of(&[
+                ("refuse", Overlong::Refuse),
+                ("keep_start", Overlong::ShortenResponse),
+                ("keep_turns", Overlong::KeepTurns),
+            ]),
+        );
+        if overlong == Overlong::ShortenResponse && matches!(objective, Objective::Dmpo(_)) {
+            let what = "`truncation_mode: keep_start` cuts within a turn, but `loss_type: dmpo` weighs whole turns";
+            self.forbid("truncation_mode", what, "write `truncation_mode: keep_turns`, which cuts between turns");
+        }
         Data {
             paths: self
                 .required("dataset_name", |value| each(value, text))
@@ -75,15 +116,20 @@ impl Recipe {
                 .collect(),
             image_folder: self.optional("image_folder", text).map(PathBuf::from),
             max_length: self.optional("max_length", whole(1)),
-            overlong: self.value(
-                "truncation_mode",
-                one_of(&[("refuse", Overlong::Refuse), ("keep_start", Overlong::ShortenResponse)]),
-            ),
+            overlong,
             max_skipped_rows: self.value("max_skipped_rows", whole(0)),
             shuffle: self.value("shuffle", flag),
-            reference_logps: self.value(
-                "reference_logps",
-                one_of(&[("computed", ReferenceLogps::Computed), ("columns", ReferenceLogps::Columns)]),
+            reference_logps,
+            pairs_from_scores,
+            odpo_ties,
+            train_images: self.value(
+                "train_images",
+                one_of(&[
+                    ("keep", TrainImages::Keep),
+                    ("drop", TrainImages::Drop),
+                    ("black", TrainImages::Black),
+                    ("mean_colour", TrainImages::MeanColour),
+                ]),
             ),
         }
     }
@@ -99,73 +145,18 @@ impl Recipe {
 
     fn reference(&mut self, objective: &Objective) -> KeptReference {
         let precompute = self.value("precompute_ref_log_probs", flag);
-        if matches!(objective, Objective::Sft) {
-            let what =
-                |key: &str| format!("`{key}` does not go with `loss_type: sft`, which compares with no reference");
+        if !objective.compares() {
             for key in ["reference_logps", "reference_cache"] {
-                self.forbid(key, &what(key), "leave it out");
+                self.forbid(key, &objective.no_reference(key), "leave it out");
             }
             if precompute {
-                self.forbid("precompute_ref_log_probs", &what("precompute_ref_log_probs"), "leave it out");
+                let key = "precompute_ref_log_probs";
+                self.forbid(key, &objective.no_reference(key), "leave it out");
             }
         }
         KeptReference {
             cache: self.optional("reference_cache", text).map(PathBuf::from),
             when: if precompute { ReferenceWhen::BeforeTraining } else { ReferenceWhen::AsNeeded },
-        }
-    }
-
-    fn objective(&mut self) -> Objective {
-        let names = [("mdpo", Name::Mdpo), ("dpo", Name::Dpo), ("sigmoid", Name::Dpo), ("sft", Name::Sft)];
-        let name = self.value("loss_type", |value| match value {
-            Value::Array(list) if list.len() == 1 => one_of(&names)(&list[0]),
-            value => one_of(&names)(value),
-        });
-        let beta = self.value("beta", number(|beta| beta > 0.0));
-        if name != Name::Mdpo {
-            let what = |key: &str| format!("`{key}` belongs to `loss_type: mdpo`");
-            for key in ["preference_weight", "conditional_weight", "anchor_weight", "anchor_delta", "anchors"] {
-                self.forbid(key, &what(key), "leave it out, or write `loss_type: mdpo`");
-            }
-        }
-        match name {
-            Name::Dpo => Objective::Dpo { beta },
-            Name::Sft => {
-                for key in ["beta", "reference"] {
-                    let what = format!("`{key}` does not go with `loss_type: sft`, which compares with no reference");
-                    self.forbid(key, &what, "leave it out");
-                }
-                Objective::Sft
-            }
-            Name::Mdpo => {
-                let mut weight = |key| self.value(key, number(|weight| weight >= 0.0));
-                let [preference, conditional, anchor] =
-                    ["preference_weight", "conditional_weight", "anchor_weight"].map(&mut weight);
-                if preference + conditional + anchor == 0.0 {
-                    self.complain(
-                        "preference_weight",
-                        "all three terms of mDPO have weight 0",
-                        "give one of them a weight above 0",
-                    );
-                }
-                Objective::Mdpo(Mdpo {
-                    beta,
-                    preference_weight: preference,
-                    conditional_weight: conditional,
-                    anchor_weight: anchor,
-                    delta: self.value("anchor_delta", number(|_| true)),
-                    anchors: self.value("anchors", |value| {
-                        distinct(
-                            value,
-                            one_of(&[
-                                ("chosen", Anchor::Chosen),
-                                ("rejected", Anchor::Rejected),
-                                ("corrupted", Anchor::Corrupted),
-                            ]),
-                        )
-                    }),
-                })
-            }
         }
     }
 
@@ -196,8 +187,10 @@ impl Recipe {
                 self.forbid(key, &what, "leave it out, or write `rejected_image: crop`");
             }
         }
-        let redraw =
-            self.value("rejected_image_redraw", one_of(&[("epoch", Redraw::EachEpoch), ("once", Redraw::Once)]));
+        let redraw = self.value(
+            "rejected_image_redraw",
+            one_of(&[("epoch", Redraw::EachEpoch), ("once", Redraw::Once), ("forward", Redraw::EachForward)]),
+        );
         RejectedImage { corruption, redraw }
     }
 
@@ -227,7 +220,7 @@ impl Recipe {
                 "write `use_peft: false` to train the parts in full, or leave `trained_parts` out",
             );
             let Some(path) = adapter.map(PathBuf::from) else {
-                if !matches!(objective, Objective::Sft) {
+                if objective.compares() {
                     let what =
                         "`reference` is a choice only when an adapter is continued; a fresh one has the bare model";
                     self.forbid("reference", what, "leave it out, or add `adapter_name_or_path`");
@@ -386,7 +379,7 @@ impl Recipe {
     }
 
     /// The value of a key, or its default where it is not written or not valid.
-    fn value<T>(&mut self, name: &'static str, convert: impl Fn(&Value) -> Option<T>) -> T {
+    pub(super) fn value<T>(&mut self, name: &'static str, convert: impl Fn(&Value) -> Option<T>) -> T {
         let default = keys::find(name).and_then(keys::Key::default_value).and_then(|value| convert(&value));
         self.optional(name, convert).or(default).expect("every key read this way has a valid default in the table")
     }
@@ -399,7 +392,7 @@ impl Recipe {
         self.optional(name, convert)
     }
 
-    fn optional<T>(&mut self, name: &'static str, convert: impl Fn(&Value) -> Option<T>) -> Option<T> {
+    pub(super) fn optional<T>(&mut self, name: &'static str, convert: impl Fn(&Value) -> Option<T>) -> Option<T> {
         let entry = self.entry(name)?;
         if let Some(value) = convert(&entry.value) {
             return Some(value);
@@ -423,19 +416,19 @@ impl Recipe {
     }
 
     /// A key that may not be written beside others.
-    fn forbid(&mut self, name: &'static str, what: &str, hint: &str) {
+    pub(super) fn forbid(&mut self, name: &'static str, what: &str, hint: &str) {
         if self.entry(name).is_some() {
             self.complain(name, what, hint);
         }
     }
 }
 
-fn text(value: &Value) -> Option<String> {
+pub(super) fn text(value: &Value) -> Option<String> {
     value.as_str().filter(|text| !text.trim().is_empty()).map(str::to_owned)
 }
 
 /// Also the words, since PyYAML's recipes quote freely.
-fn flag(value: &Value) -> Option<bool> {
+pub(super) fn flag(value: &Value) -> Option<bool> {
     match value {
         Value::Bool(on) => Some(*on),
         Value::String(word) => word.to_lowercase().parse().ok(),
@@ -444,7 +437,7 @@ fn flag(value: &Value) -> Option<bool> {
 }
 
 /// A finite number; `1e-5` is text to PyYAML, so text that is a number counts.
-fn number(valid: impl Fn(f64) -> bool) -> impl Fn(&Value) -> Option<f64> {
+pub(super) fn number(valid: impl Fn(f64) -> bool) -> impl Fn(&Value) -> Option<f64> {
     move |value| {
         let number = match value {
             Value::Number(number) => number.as_f64(),
@@ -476,7 +469,7 @@ fn pair(valid: impl Fn([f64; 2]) -> bool) -> impl Fn(&Value) -> Option<[f64; 2]>
     }
 }
 
-fn one_of<T: Clone>(choices: &[(&'static str, T)]) -> impl Fn(&Value) -> Option<T> {
+pub(super) fn one_of<T: Clone>(choices: &[(&'static str, T)]) -> impl Fn(&Value) -> Option<T> {
     move |value| {
         let word = match value {
             Value::Bool(on) => on.to_string(),
@@ -487,12 +480,12 @@ fn one_of<T: Clone>(choices: &[(&'static str, T)]) -> impl Fn(&Value) -> Option<
 }
 
 /// One value or a list of at least one.
-fn each<T>(value: &Value, convert: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
+pub(super) fn each<T>(value: &Value, convert: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
     let list = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
     list.iter().map(convert).collect::<Option<Vec<T>>>().filter(|list| !list.is_empty())
 }
 
-fn distinct<T: PartialEq>(value: &Value, convert: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
+pub(super) fn distinct<T: PartialEq>(value: &Value, convert: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
     let list = each(value, convert)?;
     list.iter().enumerate().all(|(index, item)| !list[..index].contains(item)).then_some(list)
 }

@@ -74,11 +74,41 @@ impl Run {
             json!(match data.overlong {
                 Overlong::Refuse => "refuse",
                 Overlong::ShortenResponse => "keep_start",
+                Overlong::KeepTurns => "keep_turns",
             }),
         );
         put("max_skipped_rows", json!(data.max_skipped_rows));
         put("shuffle", json!(data.shuffle));
-        if !matches!(objective, Objective::Sft) {
+        put(
+            "pairs_from_scores",
+            json!(match data.pairs_from_scores {
+                PairsFromScores::BestVsWorst => "best_vs_worst",
+                PairsFromScores::Threshold(_) => "threshold",
+                PairsFromScores::All => "all",
+            }),
+        );
+        if let PairsFromScores::Threshold(threshold) = data.pairs_from_scores {
+            put("score_threshold", json!(threshold));
+        }
+        if matches!(objective, Objective::Odpo(_)) {
+            put(
+                "odpo_ties",
+                json!(match data.odpo_ties {
+                    ScoreTies::Refuse => "refuse",
+                    ScoreTies::Skip => "skip",
+                }),
+            );
+        }
+        put(
+            "train_images",
+            json!(match data.train_images {
+                TrainImages::Keep => "keep",
+                TrainImages::Drop => "drop",
+                TrainImages::Black => "black",
+                TrainImages::MeanColour => "mean_colour",
+            }),
+        );
+        if objective.compares() {
             put(
                 "reference_logps",
                 json!(match data.reference_logps {
@@ -90,48 +120,33 @@ impl Run {
             put("precompute_ref_log_probs", json!(kept.when == ReferenceWhen::BeforeTraining));
         }
         put("vision_feature_cache", vision_feature_cache.as_deref().map_or(Value::Null, path));
-        match objective {
-            Objective::Dpo { beta } => {
-                put("loss_type", json!("dpo"));
-                put("beta", json!(beta));
+        for (name, value) in objective.to_keys() {
+            put(name, value);
+        }
+        if matches!(objective, Objective::Mdpo(_)) {
+            put(
+                "rejected_image",
+                json!(match rejected_image.corruption {
+                    Corruption::Crop { .. } => "crop",
+                    Corruption::RandomImage => "random_image",
+                    Corruption::Moco => "moco",
+                    Corruption::Blank => "blank",
+                    Corruption::Noise => "noise",
+                    Corruption::Given => "given",
+                }),
+            );
+            if let Corruption::Crop { scale, ratio } = rejected_image.corruption {
+                put("rejected_image_scale", json!(scale));
+                put("rejected_image_ratio", json!(ratio));
             }
-            Objective::Sft => put("loss_type", json!("sft")),
-            Objective::Mdpo(mdpo) => {
-                put("loss_type", json!("mdpo"));
-                put("beta", json!(mdpo.beta));
-                put("preference_weight", json!(mdpo.preference_weight));
-                put("conditional_weight", json!(mdpo.conditional_weight));
-                put("anchor_weight", json!(mdpo.anchor_weight));
-                put("anchor_delta", json!(mdpo.delta));
-                let name = |anchor: &Anchor| match anchor {
-                    Anchor::Chosen => "chosen",
-                    Anchor::Rejected => "rejected",
-                    Anchor::Corrupted => "corrupted",
-                };
-                put("anchors", mdpo.anchors.iter().map(name).collect());
-                put(
-                    "rejected_image",
-                    json!(match rejected_image.corruption {
-                        Corruption::Crop { .. } => "crop",
-                        Corruption::RandomImage => "random_image",
-                        Corruption::Moco => "moco",
-                        Corruption::Blank => "blank",
-                        Corruption::Noise => "noise",
-                        Corruption::Given => "given",
-                    }),
-                );
-                if let Corruption::Crop { scale, ratio } = rejected_image.corruption {
-                    put("rejected_image_scale", json!(scale));
-                    put("rejected_image_ratio", json!(ratio));
-                }
-                put(
-                    "rejected_image_redraw",
-                    json!(match rejected_image.redraw {
-                        Redraw::EachEpoch => "epoch",
-                        Redraw::Once => "once",
-                    }),
-                );
-            }
+            put(
+                "rejected_image_redraw",
+                json!(match rejected_image.redraw {
+                    Redraw::EachEpoch => "epoch",
+                    Redraw::Once => "once",
+                    Redraw::EachForward => "forward",
+                }),
+            );
         }
         match tuning {
             Tuning::Lora(lora) => {
@@ -153,7 +168,7 @@ impl Run {
                     AdapterStart::From { path: adapter, reference } => {
                         put("lora_dropout", json!(lora.dropout));
                         put("adapter_name_or_path", path(adapter));
-                        if !matches!(objective, Objective::Sft) {
+                        if objective.compares() {
                             put(
                                 "reference",
                                 json!(match reference {

@@ -16,6 +16,7 @@ pub(super) fn needs(settings: &Mdpo) -> Needs {
         rejected: settings.preference_weight != 0.0 || anchored(Anchor::Rejected),
         corrupted: settings.conditional_weight != 0.0 || anchored(Anchor::Corrupted),
         reference: true,
+        ..Needs::default()
     }
 }
 
@@ -52,11 +53,9 @@ pub(super) fn terms(settings: &Mdpo, pairs: &Pairs) -> Vec<Term> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{StepTotals, golden};
+    use super::super::golden::{self, STEP};
     use super::*;
     use crate::config::Objective;
-
-    const STEP: StepTotals = StepTotals { pairs: 2, chosen_tokens: 35 };
 
     fn paper() -> Mdpo {
         Mdpo {
@@ -92,7 +91,7 @@ mod tests {
         golden::assert_close(&gradient(pairs.policy.corrupted()), [0.0425557483188, 0.04937503255]);
         let all = vec![Anchor::Chosen, Anchor::Rejected, Anchor::Corrupted];
         let weighted = Mdpo { anchors: all, delta: 0.3, conditional_weight: 0.4, anchor_weight: 1.7, ..paper() };
-        golden::assert_gradients(&Objective::Mdpo(weighted), STEP);
+        golden::assert_gradients(&Objective::Mdpo(weighted), |_| golden::pairs());
     }
 
     #[test]
@@ -137,7 +136,8 @@ mod tests {
     #[test]
     fn settings_decide_which_views_are_needed() {
         let needs = |settings: Mdpo| Objective::Mdpo(settings).needs();
-        assert_eq!(needs(paper()), Needs { rejected: true, corrupted: true, reference: true });
+        let all = Needs { rejected: true, corrupted: true, reference: true, ..Needs::default() };
+        assert_eq!(needs(paper()), all);
         assert!(!needs(Mdpo { conditional_weight: 0.0, ..paper() }).corrupted);
         assert!(!needs(Mdpo { preference_weight: 0.0, ..paper() }).rejected);
         let anchored = Mdpo { conditional_weight: 0.0, anchors: vec![Anchor::Corrupted], ..paper() };

@@ -1,37 +1,59 @@
 //! 7: from log-probs to terms and their gradients; one file per paper.
 //!
-//! An objective says which views of a pair it needs and gives, per term, one value per pair. The trainer adds them up and knows no
-//! objective by name. Everything here is f64 on the CPU: a few numbers per pair.
+//! An objective says what it needs to be given ([`Needs`]) and how an answer's labels are weighted, and gives, per term, one value per
+//! pair. The trainer adds them up and knows no objective by name. Everything here is f64 on the CPU: a few numbers per pair.
 
+mod cpo;
+mod dmpo;
 mod dpo;
+mod hpo;
+mod kto;
 mod mdpo;
+mod odpo;
+mod orpo;
 mod sft;
+mod simpo;
 
-use crate::config;
+#[cfg(test)]
+pub(crate) mod golden;
+#[cfg(test)]
+mod tests;
+
+use crate::config::{Dpo, Objective, ReferencePoint};
+pub use crate::text::pack::{SpanKind, SpanOf};
 use tch::{Kind, Tensor};
 
-/// The log-probs of one model for each view of the pairs, f64 `[pairs]`.
+/// The log-probs of one model for each view of the pairs, f64 `[pairs]`, each label weighted by [`Objective::span_weights`]; 0
+/// where a pair lacks the view.
 #[derive(Debug)]
 pub struct Views {
     /// The chosen answer under the true image.
     pub chosen: Tensor,
     /// The rejected answer under the true image.
     pub rejected: Option<Tensor>,
-    /// The chosen answer under the rejected image; 0 where a pair has none.
+    /// The chosen answer under the rejected image.
     pub corrupted: Option<Tensor>,
+    /// An answer of another example after this prompt, by which KTO estimates a divergence.
+    pub mismatched: Option<Tensor>,
 }
 
 impl Views {
     /// The views that are there, with the names that metrics give them.
     pub fn named(&self) -> impl Iterator<Item = (&'static str, &Tensor)> {
-        let optional = [("rejected", self.rejected.as_ref()), ("corrupted", self.corrupted.as_ref())];
-        std::iter::once(("chosen", &self.chosen)).chain(optional.into_iter().filter_map(|(n, v)| Some((n, v?))))
+        let optional = [("rejected", &self.rejected), ("corrupted", &self.corrupted), ("mismatched", &self.mismatched)];
+        let optional = optional.into_iter().filter_map(|(name, view)| Some((name, view.as_ref()?)));
+        std::iter::once(("chosen", &self.chosen)).chain(optional)
     }
 
     /// The same values without a graph.
     pub fn detached(&self) -> Views {
         let detach = |view: &Option<Tensor>| view.as_ref().map(Tensor::detach);
-        Views { chosen: self.chosen.detach(), rejected: detach(&self.rejected), corrupted: detach(&self.corrupted) }
+        Views {
+            chosen: self.chosen.detach(),
+            rejected: detach(&self.rejected),
+            corrupted: detach(&self.corrupted),
+            mismatched: detach(&self.mismatched),
+        }
     }
 
     fn rejected(&self) -> &Tensor {
@@ -40,6 +62,38 @@ impl Views {
 
     fn corrupted(&self) -> &Tensor {
         self.corrupted.as_ref().expect("an objective that needs the rejected image was given it")
+    }
+
+    fn mismatched(&self) -> &Tensor {
+        self.mismatched.as_ref().expect("an objective that needs mismatched answers was given them")
+    }
+}
+
+/// One number per pair for each of its answers, f64 `[pairs]`.
+#[derive(Debug)]
+pub struct Sides {
+    /// Of the chosen answer.
+    pub chosen: Tensor,
+    /// Of the rejected answer.
+    pub rejected: Tensor,
+}
+
+impl Sides {
+    /// That of a view's answer: the chosen one under whichever image, or the rejected one.
+    pub fn named(&self, view: &str) -> Option<&Tensor> {
+        match view {
+            "chosen" | "corrupted" => Some(&self.chosen),
+            "rejected" => Some(&self.rejected),
+            _ => None,
+        }
+    }
+
+    fn map(&self, of: impl Fn(&Tensor) -> Tensor) -> Sides {
+        Sides { chosen: of(&self.chosen), rejected: of(&self.rejected) }
+    }
+
+    fn shallow_clone(&self) -> Sides {
+        Sides { chosen: self.chosen.shallow_clone(), rejected: self.rejected.shallow_clone() }
     }
 }
 
@@ -52,6 +106,28 @@ pub struct Pairs {
     pub reference: Option<Views>,
     /// 1 for a pair that has a rejected image, 0 for one without images; its conditional terms are 0, and so are its log-probs.
     pub has_image: Tensor,
+    /// 1 for an answer that is there, 0 where a row has one labelled answer only.
+    pub has: Sides,
+    /// How many labels of each answer count.
+    pub tokens: Sides,
+    /// The scores of each answer, where the objective needs them (ODPO).
+    pub scores: Option<Sides>,
+    /// The weighted sum of auxiliary rewards of each answer, where the objective needs it (HPO).
+    pub rewards: Option<Sides>,
+    /// V(x) of each pair's prompt, a leaf with gradient under training, where the objective needs it (HPO).
+    pub values: Option<Tensor>,
+}
+
+impl Pairs {
+    /// 1 where a pair has the view of this name ([`Views::named`]), else 0.
+    pub fn mask(&self, view: &str) -> Tensor {
+        match view {
+            "corrupted" => self.has_image.shallow_clone(),
+            "rejected" => self.has.rejected.shallow_clone(),
+            "mismatched" => self.has_image.ones_like(),
+            _ => self.has.chosen.shallow_clone(),
+        }
+    }
 }
 
 /// Sums over the whole optimizer step, which make a term independent of how the step is cut into micro-batches.
@@ -61,6 +137,15 @@ pub struct StepTotals {
     pub pairs: usize,
     /// Labels of the chosen answers.
     pub chosen_tokens: usize,
+    /// Sides that are there of all pairs.
+    pub answers: usize,
+}
+
+impl StepTotals {
+    /// What makes a mean over the step's pairs of sums over their answers a mean over its answers.
+    fn pairs_per_answer(self) -> f64 {
+        self.pairs as f64 / self.answers.max(1) as f64
+    }
 }
 
 /// One summand of a loss.
@@ -85,6 +170,17 @@ pub enum Scope {
     PairsWithImages,
 }
 
+/// A figure of its own that an objective logs beside its terms: the mean is `sum / count` over the whole step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Observation {
+    /// Its name in logs.
+    pub name: &'static str,
+    /// Sum over some pairs or answers.
+    pub sum: f64,
+    /// How many.
+    pub count: f64,
+}
+
 /// What an objective needs to be given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Needs {
@@ -94,45 +190,161 @@ pub struct Needs {
     pub corrupted: bool,
     /// The reference's log-probs.
     pub reference: bool,
+    /// Another example's answer after the prompt.
+    pub mismatched: bool,
+    /// The scores of both answers.
+    pub scores: bool,
+    /// Auxiliary rewards of the answers.
+    pub rewards: bool,
+    /// The value head's V(x).
+    pub value: bool,
+    /// Nothing more than one labelled answer: rows may lack a side.
+    pub unpaired: bool,
+    /// How the labels of an answer are cut.
+    pub spans: Spans,
 }
 
-impl config::Objective {
+/// How the labels of an answer are cut into spans, each summed and weighted on its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Spans {
+    /// Not at all.
+    #[default]
+    Whole,
+    /// By the assistant's turns.
+    Turns {
+        /// Where each turn's EOS belongs.
+        eos: EosSpan,
+    },
+    /// In two, behind as many labels as the shorter answer of the pair has.
+    SharedLength,
+}
+
+/// Where the EOS of a turn belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EosSpan {
+    /// To its turn.
+    WithTurn,
+    /// To a span of its own, [`SpanKind::Eos`].
+    Apart,
+}
+
+impl Objective {
     /// What it needs to be given.
     pub fn needs(&self) -> Needs {
         match self {
-            config::Objective::Dpo { .. } => Needs { rejected: true, corrupted: false, reference: true },
-            config::Objective::Mdpo(settings) => mdpo::needs(settings),
-            config::Objective::Sft => Needs::default(),
+            Objective::Dpo(settings) => dpo::needs(settings),
+            Objective::Mdpo(settings) => mdpo::needs(settings),
+            Objective::Simpo(_) | Objective::Orpo { .. } | Objective::Cpo(_) => simpo::needs(),
+            Objective::Kto(settings) => kto::needs(settings),
+            Objective::Odpo(_) => odpo::needs(),
+            Objective::Dmpo(settings) => dmpo::needs(settings),
+            Objective::Hpo(settings) => hpo::needs(settings),
+            Objective::Sft => Needs::default(),
+        }
+    }
+
+    /// Whether its value for one pair depends on the others of the optimizer step: then [`Self::terms`] wants all of them at once.
+    pub fn needs_whole_step(&self) -> bool {
+        match self {
+            Objective::Dpo(settings) => dpo::needs_whole_step(settings),
+            Objective::Kto(settings) => settings.point == ReferencePoint::Mismatched,
+            Objective::Hpo(settings) => hpo::needs_whole_step(settings),
+            _ => false,
+        }
+    }
+
+    /// The weight of each span of an answer in its log-prob, the spans being those that [`Needs::spans`] asks for, in order;
+    /// `other_labels` is how many labels the pair's other answer has.
+    pub fn span_weights(&self, spans: &[SpanOf], other_labels: usize) -> Vec<f64> {
+        match self {
+            Objective::Dmpo(settings) => dmpo::span_weights(settings, spans),
+            Objective::Dpo(Dpo { ld_alpha: Some(alpha), .. }) => dpo::span_weights(*alpha, spans, other_labels),
+            _ => vec![1.0; spans.len()],
         }
     }
 
     /// Its terms for some pairs of a step.
     pub fn terms(&self, pairs: &Pairs, step: StepTotals) -> Vec<Term> {
         match self {
-            config::Objective::Dpo { beta } => dpo::terms(*beta, pairs),
-            config::Objective::Mdpo(settings) => mdpo::terms(settings, pairs),
-            config::Objective::Sft => sft::terms(pairs, step),
+            Objective::Dpo(settings) => dpo::terms(settings, pairs, step),
+            Objective::Mdpo(settings) => mdpo::terms(settings, pairs),
+            Objective::Simpo(settings) => simpo::terms(settings, pairs, step),
+            Objective::Orpo { beta } => orpo::terms(*beta, pairs, step),
+            Objective::Cpo(settings) => cpo::terms(settings, pairs, step),
+            Objective::Kto(settings) => kto::terms(settings, pairs, step),
+            Objective::Odpo(settings) => odpo::terms(settings, pairs),
+            Objective::Dmpo(settings) => dmpo::terms(settings, pairs),
+            Objective::Hpo(settings) => hpo::terms(settings, pairs, step),
+            Objective::Sft => sft::terms(pairs, step),
         }
     }
 
-    /// The loss summed over some pairs if the policy were the reference, which the first step of a fresh adapter must show.
+    /// What it logs of some pairs beside its terms; of all pairs of a step where [`Self::needs_whole_step`].
+    pub fn observations(&self, pairs: &Pairs) -> Vec<Observation> {
+        match self {
+            Objective::Kto(settings) => kto::observations(settings, pairs),
+            Objective::Odpo(settings) => odpo::observations(settings, pairs),
+            Objective::Hpo(settings) => hpo::observations(settings, pairs),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The implicit reward of each view without a graph: β times the log-ratio; where there is no reference, β times the log-prob that stands in
+    /// its place, and then of the two answers only. None for an objective that knows no reward.
+    pub fn rewards(&self, pairs: &Pairs) -> Option<Views> {
+        let beta = self.beta()?;
+        let Some(reference) = &pairs.reference else {
+            let [chosen, rejected] = match self {
+                Objective::Simpo(_) | Objective::Orpo { .. } => simpo::mean_log_probs(pairs),
+                _ => [pairs.policy.chosen.shallow_clone(), pairs.policy.rejected().shallow_clone()],
+            };
+            let reward = |log_prob: Tensor| log_prob.detach() * beta;
+            let rejected = Some(reward(rejected));
+            return Some(Views { chosen: reward(chosen), rejected, corrupted: None, mismatched: None });
+        };
+        let of = |policy: &Tensor, reference: &Tensor| (policy.detach() - reference.detach()) * beta;
+        let both =
+            |policy: &Option<Tensor>, reference: &Option<Tensor>| Some(of(policy.as_ref()?, reference.as_ref()?));
+        Some(Views {
+            chosen: of(&pairs.policy.chosen, &reference.chosen),
+            rejected: both(&pairs.policy.rejected, &reference.rejected),
+            corrupted: both(&pairs.policy.corrupted, &reference.corrupted),
+            mismatched: both(&pairs.policy.mismatched, &reference.mismatched),
+        })
+    }
+
+    /// The loss summed over some pairs if the policy were the reference, which the first step of a fresh adapter must show; none without a
+    /// reference.
     pub fn loss_at_reference(&self, pairs: &Pairs, step: StepTotals) -> Option<f64> {
         let reference = pairs.reference.as_ref()?;
+        let clone = |sides: &Option<Sides>| sides.as_ref().map(Sides::shallow_clone);
         let same = Pairs {
             policy: reference.detached(),
             reference: Some(reference.detached()),
             has_image: pairs.has_image.shallow_clone(),
+            has: pairs.has.shallow_clone(),
+            tokens: pairs.tokens.shallow_clone(),
+            scores: clone(&pairs.scores),
+            rewards: clone(&pairs.rewards),
+            values: pairs.values.as_ref().map(Tensor::detach),
         };
         let sum = |term: Term| term.weight * term.values.sum(Kind::Double).double_value(&[]);
         Some(self.terms(&same, step).into_iter().map(sum).sum())
     }
 
-    /// β, which turns log-ratios into rewards; none for objectives without a reference.
+    /// β, which turns log-ratios into rewards; none for an objective that knows no reward.
     pub fn beta(&self) -> Option<f64> {
         match self {
-            config::Objective::Dpo { beta } => Some(*beta),
-            config::Objective::Mdpo(settings) => Some(settings.beta),
-            config::Objective::Sft => None,
+            Objective::Dpo(settings) => Some(settings.beta),
+            Objective::Mdpo(settings) => Some(settings.beta),
+            Objective::Simpo(settings) => Some(settings.beta),
+            Objective::Orpo { beta } => Some(*beta),
+            Objective::Cpo(settings) => Some(settings.beta),
+            Objective::Kto(settings) => Some(settings.beta),
+            Objective::Odpo(settings) => Some(settings.beta),
+            Objective::Dmpo(settings) => Some(settings.beta),
+            Objective::Hpo(settings) => Some(hpo::beta(settings)),
+            Objective::Sft => None,
         }
     }
 }
@@ -146,74 +358,4 @@ fn log_ratio(pairs: &Pairs, view: impl Fn(&Views) -> &Tensor) -> Tensor {
 /// −log σ(x), which is softplus(−x); finite for any finite x.
 fn negative_log_sigmoid(x: &Tensor) -> Tensor {
     x.log_sigmoid().neg()
-}
-
-#[cfg(test)]
-pub(crate) mod golden {
-    //! The shared batch of two pairs whose values were worked out by hand in plain floats, β = 0.1.
-
-    use super::*;
-
-    pub(crate) fn vector(values: [f64; 2]) -> Tensor {
-        Tensor::from_slice(&values)
-    }
-
-    /// The two pairs with a policy that equals the reference.
-    pub(crate) fn equal_pairs() -> Pairs {
-        let Pairs { reference, has_image, .. } = pairs();
-        let reference = reference.expect("golden pairs have a reference");
-        Pairs { policy: reference.detached(), reference: Some(reference), has_image }
-    }
-
-    /// The two pairs; the policy's log-probs are leaves.
-    pub(crate) fn pairs() -> Pairs {
-        let leaf = |values| vector(values).set_requires_grad(true);
-        let policy = Views {
-            chosen: leaf([-40.0, -33.5]),
-            rejected: Some(leaf([-52.0, -30.25])),
-            corrupted: Some(leaf([-61.0, -47.0])),
-        };
-        let reference = Views {
-            chosen: vector([-42.0, -31.0]),
-            rejected: Some(vector([-50.0, -31.5])),
-            corrupted: Some(vector([-60.0, -44.25])),
-        };
-        Pairs { policy, reference: Some(reference), has_image: vector([1.0, 1.0]) }
-    }
-
-    pub(crate) fn assert_close(found: &Tensor, expected: [f64; 2]) {
-        for (i, expected) in expected.into_iter().enumerate() {
-            let found = found.double_value(&[i as i64]);
-            assert!((found - expected).abs() < 1e-10 * expected.abs().max(1.0), "pair {i}: {found} ≠ {expected}");
-        }
-    }
-
-    /// The weighted sum of the terms, per pair.
-    pub(crate) fn total(terms: &[Term]) -> Tensor {
-        terms.iter().map(|term| &term.values * term.weight).reduce(|a, b| a + b).expect("at least one term")
-    }
-
-    /// Compares the gradient of every view with central differences.
-    pub(crate) fn assert_gradients(objective: &config::Objective, step: StepTotals) {
-        let loss = |pairs: &Pairs| total(&objective.terms(pairs, step)).sum(Kind::Double);
-        let analytic = pairs();
-        loss(&analytic).backward();
-        for (name, view) in analytic.policy.named() {
-            let gradient = view.grad();
-            for pair in 0..2 {
-                let shifted = |by: f64| {
-                    let moved = pairs();
-                    let (_, view) = moved.policy.named().find(|(n, _)| *n == name).expect("the same views");
-                    tch::no_grad(|| {
-                        let mut entry = view.get(pair);
-                        let _ = entry.g_add_scalar_(by);
-                    });
-                    tch::no_grad(|| loss(&moved).double_value(&[]))
-                };
-                let numeric = (shifted(1e-4) - shifted(-1e-4)) / 2e-4;
-                let found = if gradient.defined() { gradient.double_value(&[pair]) } else { 0.0 };
-                assert!((found - numeric).abs() < 1e-7, "{name}, pair {pair}: {found} ≠ {numeric}");
-            }
-        }
-    }
 }
