@@ -1,7 +1,7 @@
 //! 8: AdamW, the learning rate, clipping.
 
 use crate::config;
-use crate::model::load::Trainable;
+use crate::model::load::{Group, Trainable};
 use tch::{Kind, Tensor};
 
 /// AdamW (Loshchilov & Hutter, arXiv 1711.05101) with f32 state, as `torch.optim.AdamW` computes it.
@@ -53,6 +53,10 @@ impl AdamW {
                 if !gradient.defined() {
                     continue;
                 }
+                let learning_rate = match trainable.group {
+                    Group::Model => learning_rate,
+                    Group::ValueHead { rate } => learning_rate * rate,
+                };
                 if decays(&trainable.name) {
                     let _ = leaf.g_mul_scalar_(1.0 - learning_rate * weight_decay);
                 }
@@ -85,9 +89,16 @@ pub fn unscale(trainables: &[Trainable], scale: f64) {
     }
 }
 
-/// The global norm of all gradients before clipping; afterwards none is longer than `max_norm` (0 turns clipping off), with
-/// `torch.nn.utils.clip_grad_norm_`'s formula.
+/// The global norm of the model's gradients before clipping; afterwards none is longer than `max_norm` (0 turns clipping off), with
+/// `torch.nn.utils.clip_grad_norm_`'s formula. A value head's are clipped apart.
 pub fn clip(trainables: &[Trainable], max_norm: f64) -> f64 {
+    let (model, others): (Vec<&Trainable>, Vec<&Trainable>) = trainables.iter().partition(|t| t.group == Group::Model);
+    let other_norm = clip_together(&others, max_norm);
+    let norm = clip_together(&model, max_norm);
+    if other_norm.is_finite() { norm } else { other_norm }
+}
+
+fn clip_together(trainables: &[&Trainable], max_norm: f64) -> f64 {
     let gradients: Vec<Tensor> = trainables.iter().map(|t| t.leaf.grad()).filter(Tensor::defined).collect();
     if gradients.is_empty() {
         return 0.0;
@@ -160,7 +171,7 @@ mod tests {
     fn trainable(name: &str, values: &[f32], gradient: &[f32]) -> Trainable {
         let leaf = Tensor::from_slice(values).set_requires_grad(true);
         (&leaf * Tensor::from_slice(gradient)).sum(Kind::Float).backward();
-        Trainable { name: name.to_owned(), leaf }
+        Trainable { name: name.to_owned(), leaf, group: Group::Model }
     }
 
     /// Every rate that transformers' schedulers gave; worst relative difference measured 3e-16.
@@ -224,6 +235,18 @@ mod tests {
     }
 
     #[test]
+    fn a_value_head_is_clipped_apart_and_moves_at_its_own_rate() {
+        let group = Group::ValueHead { rate: 10.0 };
+        let all = [trainable("a", &[0.0], &[3.0]), Trainable { group, ..trainable("v_head", &[0.0], &[400.0]) }];
+        assert_eq!(clip(&all, 2.0), 3.0);
+        let gradient = |i: usize| all[i].leaf.grad().double_value(&[0]);
+        assert!((gradient(0) - 2.0).abs() < 1e-6 && (gradient(1) - 2.0).abs() < 1e-6);
+        AdamW::new(settings(Schedule::Constant, 0), &all).step(&all, 1e-3);
+        let moved = |i: usize| all[i].leaf.double_value(&[0]);
+        assert!((moved(1) / moved(0) - 10.0).abs() < 1e-5);
+    }
+
+    #[test]
     fn a_gradient_that_is_not_a_number_shows_in_the_norm() {
         let all = [trainable("a", &[0.0; 2], &[f32::NAN, 0.0]), trainable("b", &[0.0; 1], &[4.0])];
         assert!(clip(&all, 1.0).is_nan());
@@ -268,7 +291,8 @@ mod tests {
     #[test]
     fn a_tensor_without_a_gradient_stays() {
         let leaf = Tensor::ones([3], (Kind::Float, Device::Cpu)).set_requires_grad(true);
-        let all = [Trainable { name: "unused.weight".to_owned(), leaf }, trainable("a", &[0.0], &[1.0])];
+        let all =
+            [Trainable { name: "unused.weight".to_owned(), leaf, group: Group::Model }, trainable("a", &[0.0], &[1.0])];
         let mut adamw = AdamW::new(settings(Schedule::Constant, 0), &all);
         assert_eq!(clip(&all, 1.0), 1.0);
         adamw.step(&all, 1e-3);

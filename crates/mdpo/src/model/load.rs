@@ -37,6 +37,20 @@ pub struct Trainable {
     pub name: String,
     /// f32 leaf.
     pub leaf: Tensor,
+    /// With which others it moves.
+    pub group: Group,
+}
+
+/// Tensors whose gradients are clipped together.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Group {
+    /// The model's own, or its adapter's.
+    Model,
+    /// The value head's: whatever its loss, it must not change how far the model moves.
+    ValueHead {
+        /// How many times the run's learning rate it moves at.
+        rate: f64,
+    },
 }
 
 /// Hands out layers, each weight of the checkpoint once.
@@ -111,7 +125,7 @@ impl<'a> Loader<'a> {
         }
         let param = Param::trained(tensor);
         let leaf = param.leaf().expect("a trained parameter has a leaf").shallow_clone();
-        self.trainables.push(Trainable { name: name.to_owned(), leaf });
+        self.trainables.push(Trainable { name: name.to_owned(), leaf, group: Group::Model });
         Ok(param)
     }
 
@@ -198,7 +212,7 @@ impl<'a> Loader<'a> {
         let (a, b) = (a.set_requires_grad(true), b.set_requires_grad(true));
         for (leaf, letter) in [(&a, 'A'), (&b, 'B')] {
             let name = format!("{path}.lora_{letter}.weight");
-            self.trainables.push(Trainable { name, leaf: leaf.shallow_clone() });
+            self.trainables.push(Trainable { name, leaf: leaf.shallow_clone(), group: Group::Model });
         }
         LoraAdapter { policy: LoraWeights { a, b }, ..adapter }
     }

@@ -5,6 +5,7 @@ pub mod family;
 pub mod language;
 pub mod load;
 pub mod projector;
+pub mod value_head;
 pub mod vision;
 
 use crate::Result;
@@ -66,6 +67,8 @@ pub struct Model {
     pub language: Language,
     /// Tower and projector.
     pub vision: Option<Vision>,
+    /// What estimates the worth of a prompt's answers, where the objective asks for it.
+    pub value_head: Option<value_head::ValueHead>,
     /// What is trained, in the order in which it was loaded.
     pub trainables: Vec<Trainable>,
 }

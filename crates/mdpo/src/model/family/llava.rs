@@ -66,5 +66,12 @@ pub(super) fn load(shape: Shape, mut loader: Loader) -> Result<Model> {
     loader.enter(Part::LanguageModel);
     let language = Language::load(&shape.language, "model.language_model.", &mut loader)?;
     let device = loader.device();
-    Ok(Model { shape, device, language, vision: Some(Vision { tower, projector }), trainables: loader.finish()? })
+    Ok(Model {
+        shape,
+        device,
+        language,
+        vision: Some(Vision { tower, projector }),
+        value_head: None,
+        trainables: loader.finish()?,
+    })
 }

@@ -14,5 +14,5 @@ pub(super) fn shape(fields: &Fields) -> Result<Shape> {
 pub(super) fn load(shape: Shape, mut loader: Loader) -> Result<Model> {
     let language = Language::load(&shape.language, "model.", &mut loader)?;
     let device = loader.device();
-    Ok(Model { shape, device, language, vision: None, trainables: loader.finish()? })
+    Ok(Model { shape, device, language, vision: None, value_head: None, trainables: loader.finish()? })
 }
