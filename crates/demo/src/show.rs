@@ -95,9 +95,9 @@ fn measure(run: &Run, adapter: Option<&Path>) -> Result<Measures> {
     let share = |counts: &dyn Fn(&ReferenceRow) -> bool| {
         rows.iter().filter(|row| counts(row)).count() as f64 / rows.len().max(1) as f64
     };
-    let gap = |row: &ReferenceRow| row.corrupted.map(|corrupted| row.chosen - corrupted);
+    let gap = |row: &ReferenceRow| Some(row.chosen? - row.corrupted?);
     Ok(Measures {
-        text: share(&|row| row.rejected.is_some_and(|rejected| row.chosen > rejected)),
+        text: share(&|row| row.chosen.zip(row.rejected).is_some_and(|(chosen, rejected)| chosen > rejected)),
         image: share(&|row| gap(row).is_some_and(|gap| gap > 0.0)),
         gap: rows.iter().filter_map(gap).sum::<f64>() / rows.len().max(1) as f64,
     })
@@ -119,7 +119,7 @@ fn tell(run: &Run, adapter: &Path, scenes: &Path) -> Result<()> {
         for (when, model) in [("before", &base), ("after", &tuned)] {
             println!("  {when:<7} {}", answer(&inputs, model, &example.prompt, picture)?);
         }
-        println!("  true    {}", text(&example.chosen));
+        println!("  true    {}", text(&example.answers[0].response));
     }
     println!();
     Ok(())

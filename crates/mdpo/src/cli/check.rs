@@ -42,6 +42,9 @@ impl Check {
         for problem in &report.skipped {
             text += &format!("left out   {problem}\n");
         }
+        for line in report.left_out.lines() {
+            text += &format!("left out   {line}\n");
+        }
         let estimate = memory::estimate(&run, &inputs, trained);
         let part = |name: &str, bytes: u64| format!("  {name:<12} {}\n", memory::bytes(bytes));
         text += &format!("memory     about {}\n", memory::bytes(estimate.total()));

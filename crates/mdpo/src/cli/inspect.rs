@@ -2,7 +2,7 @@
 
 use super::Done;
 use crate::config::{AdapterStart, Lora, Run, Tuning};
-use crate::data::{Example, ImageSource, Message, Part, Prompt, Response};
+use crate::data::{Answer, Example, ImageSource, Message, Pair, Part, Prompt, Response};
 use crate::image::{Picture, Pixels};
 use crate::logprob::{Gradients, LogProbs, log_probs};
 use crate::model::Model;
@@ -72,8 +72,8 @@ impl Inspect {
             super::print(self.images(&inputs, example, &pictures, &micro.images, &folder)?)?;
         }
         super::print(texts(&inputs, example)?)?;
-        super::print(tokens(&inputs, &row, uncounted()))?;
-        super::print(packed(&micro, &row))?;
+        super::print(tokens(&inputs, example, &row, uncounted()))?;
+        super::print(packed(&micro, example))?;
 
         let adapter = match &run.tuning {
             Tuning::Lora(Lora { start: AdapterStart::From { path, .. }, .. }) => Some(weights::lora::read(path)?),
@@ -84,7 +84,7 @@ impl Inspect {
         let found = evaluate(&model, &micro);
         let name = &run.model.name;
         super::print(format!("log-probs under {name}{started}, weights in {}, in nats\n", dtype(run.model.dtype)))?;
-        super::print(sums(&micro, &found))?;
+        super::print(sums(&micro, example, &found))?;
         super::print(per_token(&inputs, &micro, &found)?)?;
         Ok(ExitCode::SUCCESS)
     }
@@ -180,6 +180,15 @@ fn content(message: &Message) -> String {
     message.content.iter().map(part).collect::<Vec<_>>().join(" ")
 }
 
+/// What the row says of an answer, where it says something.
+fn told(answer: &Answer) -> String {
+    let score = answer.score.map(|score| format!("score {score}"));
+    let rewards: Vec<String> = answer.rewards.iter().map(f64::to_string).collect();
+    let rewards = (!rewards.is_empty()).then(|| format!("rewards {}", rewards.join(", ")));
+    let told: Vec<String> = score.into_iter().chain(rewards).collect();
+    if told.is_empty() { String::new() } else { block("", &format!("{}: {}", answer.name, told.join(", "))) }
+}
+
 /// The row as it was understood.
 fn messages(example: &Example) -> String {
     let all = |name: &str, messages: &[Message]| -> String {
@@ -194,22 +203,30 @@ fn messages(example: &Example) -> String {
         Prompt::Messages(messages) => all("prompt", messages),
         Prompt::Text(said) => plain("prompt", said),
     };
-    let rejected = example.rejected.as_ref().map_or(String::new(), |rejected| response("rejected", rejected));
-    format!("row\n{prompt}{}{rejected}\n", response("chosen", &example.chosen))
+    let answer = |answer: &Answer| response(&answer.name, &answer.response) + &told(answer);
+    let answers: String = example.answers.iter().map(answer).collect();
+    let name = |side: Option<usize>| side.map_or("nothing", |i| example.answers[i].name.as_ref());
+    let pair = |pair: &Pair| format!("{} over {}", name(pair.chosen), name(pair.rejected));
+    let pairs = match example.pairs.as_slice() {
+        [Pair { chosen: Some(0), rejected: Some(1) | None }] if example.answers.len() < 3 => String::new(),
+        pairs => block("", &format!("pairs: {}", pairs.iter().map(pair).collect::<Vec<_>>().join(", "))),
+    };
+    format!("row\n{prompt}{answers}{pairs}\n")
 }
 
 /// Prompt and responses as text, after the chat template where the row has messages.
 fn texts(inputs: &Inputs, example: &Example) -> Result<String> {
     let (prompt, responses) = inputs.encoder.texts(example)?;
     let mut text = "text, as the tokenizer gets it\n".to_owned();
-    for (name, said) in std::iter::once(("prompt", &prompt)).chain(["chosen", "rejected"].into_iter().zip(&responses)) {
+    let names = example.answers.iter().map(|answer| answer.name.as_ref());
+    for (name, said) in std::iter::once(("prompt", &prompt)).chain(names.zip(&responses)) {
         text += &format!("  {name}\n{}", block("  │", said));
     }
     Ok(text + "\n")
 }
 
 /// The token ids with the text of each, those that do not count marked.
-fn tokens(inputs: &Inputs, row: &EncodedRow, uncounted: Uncounted) -> String {
+fn tokens(inputs: &Inputs, example: &Example, row: &EncodedRow, uncounted: Uncounted) -> String {
     let how = match uncounted {
         Uncounted::Dim => "dimmed where they do not count",
         Uncounted::Dot => "· before those that do not count",
@@ -221,12 +238,9 @@ fn tokens(inputs: &Inputs, row: &EncodedRow, uncounted: Uncounted) -> String {
     if row.seam {
         text += "  a token straddles the seam of prompt and response: the response was tokenized alone\n";
     }
-    let encoded = &row.encoded;
-    let runs =
-        [("prompt", Some(&encoded.prompt)), ("chosen", Some(&encoded.chosen)), ("rejected", encoded.rejected.as_ref())];
-    for (name, run) in runs.into_iter().filter_map(|(name, run)| Some((name, run?))) {
-        let counted = run.counted.iter().filter(|&&counted| counted).count();
-        let _ = writeln!(text, "  {name}: {} tokens, {counted} counted", run.ids.len());
+    let names = example.answers.iter().map(|answer| answer.name.as_ref());
+    for (name, run) in std::iter::once(("prompt", &row.encoded.prompt)).chain(names.zip(&row.encoded.answers)) {
+        let _ = writeln!(text, "  {name}: {} tokens, {} counted", run.ids.len(), run.labels());
         let mut column = WIDTH;
         for (word, counted) in words(inputs, run) {
             let word = if !counted && uncounted == Uncounted::Dot { format!("·{word}") } else { word };
@@ -260,37 +274,41 @@ fn spelled(inputs: &Inputs, id: u32) -> String {
     format!("{id}:{}", visible(&inputs.encoder.tokenizer().token(id).unwrap_or_default()))
 }
 
-/// The responses with their places in the packed batch.
-fn views(micro: &Micro) -> Vec<(&'static str, usize)> {
-    let places = micro.pairs[0];
-    let all = [
-        ("chosen", Some(places.chosen)),
-        ("rejected", places.rejected),
-        ("chosen under the rejected image", places.corrupted),
-    ];
-    all.into_iter().filter_map(|(name, place)| Some((name, place?))).collect()
+/// The responses with their places in the packed batch, in order.
+fn views(micro: &Micro, example: &Example) -> Vec<(String, usize)> {
+    let mut all = Vec::new();
+    for (pair, places) in example.pairs.iter().zip(&micro.pairs) {
+        let name = |answer: Option<usize>| answer.map_or("", |answer| example.answers[answer].name.as_ref());
+        let (chosen, rejected) = (name(pair.chosen), name(pair.rejected));
+        let seen = [
+            (chosen.to_owned(), places.chosen),
+            (rejected.to_owned(), places.rejected),
+            ("another row's answer".to_owned(), places.mismatched),
+            (format!("{chosen} under the rejected image"), places.corrupted),
+            (format!("{chosen} as the reference sees it"), places.corrupted_of_reference),
+        ];
+        all.extend(seen.into_iter().filter_map(|(name, place)| Some((name, place?))));
+    }
+    all.sort_by_key(|(_, place)| *place);
+    all.dedup_by_key(|(_, place)| *place);
+    all
 }
 
 /// Segments, image slots and responses of the packed batch.
-fn packed(micro: &Micro, row: &EncodedRow) -> String {
+fn packed(micro: &Micro, example: &Example) -> String {
     let batch: &PackedBatch = &micro.batch.packed;
+    let views = views(micro, example);
     let mut text = format!("packed batch: {} tokens, {} images\n", batch.ids.len(), micro.images.len());
-    // A response of one token is predicted from its prompt alone and is no segment.
-    let mut names = vec!["prompt"];
-    for (name, _) in views(micro) {
-        let own = match (name, &row.encoded.rejected) {
-            ("rejected", Some(rejected)) => rejected,
-            _ => &row.encoded.chosen,
-        };
-        if name == "chosen under the rejected image" {
-            names.push("prompt under the rejected image");
-        }
-        if own.ids.len() > 1 {
-            names.push(name);
-        }
-    }
     let _ = writeln!(text, "  {:<32} {:>6} {:>6}  {:<10} positions", "segment", "start", "len", "after");
-    for (segment, name) in batch.segments.iter().zip(&names) {
+    for segment in &batch.segments {
+        let rows = segment.start..segment.start + segment.len;
+        let ends = |place: usize| batch.responses[place].from.last().is_some_and(|&row| rows.contains(&(row as usize)));
+        let response = views.iter().find(|(_, place)| ends(*place)).map(|(name, _)| name.as_str());
+        let name = match segment.prefix {
+            None if segment.start == 0 => "prompt",
+            None => "prompt under the rejected image",
+            Some(_) => response.unwrap_or("response"),
+        };
         let after = segment.prefix.map_or("nothing".to_owned(), |(start, len)| range(start, start + len));
         let positions = &batch.positions[segment.start..segment.start + segment.len];
         let (first, last) = (positions[0] as usize, positions[positions.len() - 1] as usize);
@@ -304,8 +322,8 @@ fn packed(micro: &Micro, row: &EncodedRow) -> String {
         let _ = writeln!(text, "  {:<32} {:>6} {:>6}", format!("batch image {}", slot.image), slot.start, slot.len);
     }
     let _ = writeln!(text, "  {:<32} {:>6}  predicted from", "response", "labels");
-    for (name, place) in views(micro) {
-        let response = &batch.responses[place];
+    for (name, place) in &views {
+        let response = &batch.responses[*place];
         let _ = writeln!(text, "  {name:<32} {:>6}  {}", response.labels.len(), ranges(&response.from));
     }
     text + "\n"
@@ -330,11 +348,11 @@ fn evaluate(model: &Model, micro: &Micro) -> LogProbs {
     log_probs(run.hidden(), &head, &micro.batch.packed, Gradients::Unwanted)
 }
 
-fn sums(micro: &Micro, found: &LogProbs) -> String {
+fn sums(micro: &Micro, example: &Example, found: &LogProbs) -> String {
     let sums = found.sums();
     let mut text = format!("  {:<32} {:>12} {:>6} {:>10}\n", "response", "sum", "labels", "per label");
-    for (name, place) in views(micro) {
-        let (sum, labels) = (sums.double_value(&[place as i64]), micro.labels(place));
+    for (name, place) in views(micro, example) {
+        let (sum, labels) = (micro.sum(&sums, place), micro.labels(place));
         let _ = writeln!(text, "  {name:<32} {sum:>12.4} {labels:>6} {:>10.4}", sum / labels as f64);
     }
     text + "\n"
@@ -348,11 +366,12 @@ fn per_token(inputs: &Inputs, micro: &Micro, found: &LogProbs) -> Result<String>
         &values[start..start + found.lengths[place]]
     };
     let places = micro.pairs[0];
+    let Some(chosen) = places.chosen else { return Ok(String::new()) };
     let corrupted = places.corrupted.map(of);
     let head = if corrupted.is_some() { "  rejected image" } else { "" };
     let mut text = format!("chosen, token by token\n      log-prob{head}  id:text\n");
-    let labels = &micro.batch.packed.responses[places.chosen].labels;
-    for (i, (&label, value)) in labels.iter().zip(of(places.chosen)).enumerate() {
+    let labels = &micro.batch.packed.responses[chosen].labels;
+    for (i, (&label, value)) in labels.iter().zip(of(chosen)).enumerate() {
         let other = corrupted.map_or(String::new(), |values| format!("{:>16.4}", values[i]));
         let _ = writeln!(text, "  {value:>12.4}{other}  {}", spelled(inputs, label as u32));
     }

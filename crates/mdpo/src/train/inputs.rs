@@ -3,13 +3,14 @@
 //! Kept for every row are its texts, where its images are and how large it is; token ids and pictures are made anew when its turn comes.
 
 use crate::address::Address;
-use crate::config::{Corruption, Redraw, Run};
-use crate::data::{self, Example, ImageSource, Need, Prompt};
+use crate::config::{Corruption, Objective, Odpo, Offset, Redraw, Run, TrainImages};
+use crate::data::{self, Answer, Example, ImageSource, LeftOut, Need, Prompt, Scores, Sides};
 use crate::image::{self, Corrupted, ImageProcessor, Picture};
 use crate::model::{Shape, VisionShape};
 use crate::objective::Needs;
-use crate::text::{Encoded, EncodedRow, Encoder, ImageToken};
+use crate::text::{Encoded, EncodedRow, Encoder, ImageToken, Tokens};
 use crate::{Error, Result};
+use rand::RngExt;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::{HashMap, HashSet};
@@ -36,11 +37,17 @@ pub struct Inputs {
     pub needs: Needs,
     overlong: crate::config::Overlong,
     rejected_image: crate::config::RejectedImage,
+    train_images: TrainImages,
     seed: u64,
     /// Every distinct picture, for `random_image`.
     distinct: Vec<ImageSource>,
     /// Where each of them stands there.
     places: HashMap<ImageSource, usize>,
+    /// Answers without images in the order of their examples, and the length of each example's prompt, for [`Inputs::mismatched`].
+    loose: Vec<LooseAnswer>,
+    prompts: Vec<usize>,
+    /// Weights of the auxiliary rewards, in the order of an answer's.
+    reward_weights: Vec<f64>,
 }
 
 /// How large an example is.
@@ -48,8 +55,20 @@ pub struct Inputs {
 pub struct Size {
     /// Tokens as packed, of all views that the objective asks for.
     pub packed: usize,
-    /// Labels of the chosen answer.
+    /// Pairs.
+    pub pairs: usize,
+    /// Answers of all pairs, one that is in two of them twice.
+    pub answers: usize,
+    /// Labels of the chosen answers of all pairs.
     pub chosen_labels: usize,
+}
+
+/// An answer without images that another example's prompt may be followed by.
+#[derive(Debug, Clone, Copy)]
+struct LooseAnswer {
+    example: usize,
+    answer: usize,
+    tokens: usize,
 }
 
 /// What is looked at of every image before the run starts.
@@ -69,6 +88,8 @@ pub struct Report {
     pub rows: usize,
     /// Problems of rows that were left out.
     pub skipped: Vec<Error>,
+    /// Rows and pairs that were left out since they give nothing to compare.
+    pub left_out: LeftOut,
     /// Rows whose response was shortened to `max_length`.
     pub shortened: usize,
     /// Rows where a token straddles the seam between prompt and response.
@@ -79,7 +100,7 @@ pub struct Report {
     pub longest: (usize, usize),
     /// Tokens of all examples together, as packed.
     pub tokens: u64,
-    /// SHA-256 over the token ids and images of all usable rows, in hexadecimal.
+    /// SHA-256 over the token ids, pairs, scores, rewards and images of all usable rows, in hexadecimal.
     pub digest: String,
 }
 
@@ -90,6 +111,8 @@ pub struct Pictures {
     pub true_images: Vec<Picture>,
     /// What stands against them, where the objective asks for it.
     pub rejected: Vec<Corrupted>,
+    /// What the reference sees in their place, where it does not see the same.
+    pub rejected_of_reference: Vec<Corrupted>,
 }
 
 impl Inputs {
@@ -100,28 +123,27 @@ impl Inputs {
         let encoder = encoder(&run.model.path, &shape)?;
         let processor = processor(&run.model.path, &shape)?;
         let max_length = max_length(run, &shape)?;
-        let given = needs.corrupted && run.rejected_image.corruption == Corruption::Given;
-        let need = match (needs.rejected, given) {
-            (_, true) => Need::PairWithRejectedImages,
-            (true, false) => Need::Pair,
-            (false, false) => Need::Chosen,
-        };
-        let data::Dataset { examples, problems } = data::load(&run.data, need)?;
-        let rows = examples.len() + problems.len();
+        let dataset = data::load(&run.data, &need(run, needs), run.seed)?;
+        let rows = dataset.rows();
+        let data::Dataset { examples, problems, left_out } = dataset;
         let mut inputs = Inputs {
             shape,
             encoder,
             processor,
             examples,
             sizes: Vec::new(),
-            report: Report { rows, ..Report::default() },
+            report: Report { rows, left_out, ..Report::default() },
             max_length,
             needs,
             overlong: run.data.overlong,
             rejected_image: run.rejected_image.clone(),
+            train_images: run.data.train_images,
             seed: run.seed,
             distinct: Vec::new(),
             places: HashMap::new(),
+            loose: Vec::new(),
+            prompts: Vec::new(),
+            reward_weights: run.objective.auxiliary_rewards().iter().map(|reward| reward.weight).collect(),
         };
         let check = if run.data.max_skipped_rows > 0 { PictureCheck::Decode } else { check };
         inputs.check_rows(problems, run, check)?;
@@ -157,8 +179,10 @@ impl Inputs {
                 }
             }
         }
+        self.find_mismatched()?;
         self.report.digest = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        self.report.skipped = data::decide(problems, run.data.max_skipped_rows, self.report.rows)?;
+        let comparing = self.report.rows - self.report.left_out.rows;
+        self.report.skipped = data::decide(problems, run.data.max_skipped_rows, comparing)?;
         if self.needs.corrupted && self.report.with_images == 0 {
             let hint = "use `loss_type: dpo`, or rows with `images`";
             return Err(Error::at("`loss_type`", "the objective compares images, but no row has one").hint(hint));
@@ -188,18 +212,36 @@ impl Inputs {
         report.shortened += usize::from(row.shortened);
         report.seams += usize::from(row.seam);
         report.with_images += usize::from(!example.images.is_empty());
+        if self.needs.mismatched {
+            let example = self.examples.len();
+            let without_images = row.encoded.answers.iter().enumerate().filter(|(_, answer)| answer.images.is_empty());
+            let loose =
+                without_images.map(|(answer, tokens)| LooseAnswer { example, answer, tokens: tokens.ids.len() });
+            self.loose.extend(loose);
+            self.prompts.push(row.encoded.prompt.ids.len());
+        }
         self.examples.push(example);
         self.sizes.push(size);
     }
 
     /// The last token of a response is no input, see [`crate::text::pack`].
     fn size(&self, example: &Example, encoded: &Encoded) -> Size {
-        let (prompt, chosen) = (encoded.prompt.ids.len(), encoded.chosen.ids.len() - 1);
-        let rejected = encoded.rejected.as_ref().filter(|_| self.needs.rejected).map_or(0, |r| r.ids.len() - 1);
+        let inputs = |answer: &Tokens| answer.ids.len() - 1;
+        let prompt = encoded.prompt.ids.len();
         let corrupted = self.needs.corrupted && !example.images.is_empty();
+        let corrupted = match example.chosen_answers().as_slice() {
+            chosen if corrupted && !chosen.is_empty() => {
+                let one = prompt + chosen.iter().map(|&answer| inputs(&encoded.answers[answer])).sum::<usize>();
+                if self.rejected_image.redraw == Redraw::EachForward { 2 * one } else { one }
+            }
+            _ => 0,
+        };
+        let chosen = || example.pairs.iter().filter_map(|pair| pair.chosen);
         Size {
-            packed: prompt + chosen + rejected + if corrupted { prompt + chosen } else { 0 },
-            chosen_labels: encoded.chosen.counted.iter().filter(|&&counted| counted).count(),
+            packed: prompt + encoded.answers.iter().map(inputs).sum::<usize>() + corrupted,
+            pairs: example.pairs.len(),
+            answers: example.pairs.iter().map(|pair| pair.sides().count()).sum(),
+            chosen_labels: chosen().map(|answer| encoded.answers[answer].labels()).sum(),
         }
     }
 
@@ -242,18 +284,82 @@ impl Inputs {
     /// The pictures of example `index` as `epoch` sees them: a pure function of seed, epoch and example.
     pub fn pictures(&self, index: usize, epoch: usize) -> Result<Pictures> {
         let example = &self.examples[index];
-        let true_images = example.images.iter().map(|source| decoded(example, source)).collect::<Result<Vec<_>>>()?;
+        let shown = |source| Ok(self.shown(decoded(example, source)?));
+        let true_images = example.images.iter().map(shown).collect::<Result<Vec<_>>>()?;
         if !self.needs.corrupted {
-            return Ok(Pictures { true_images, rejected: Vec::new() });
+            return Ok(Pictures { true_images, rejected: Vec::new(), rejected_of_reference: Vec::new() });
         }
-        let epoch = match self.rejected_image.redraw {
-            Redraw::EachEpoch => epoch as u64,
-            Redraw::Once => 0,
+        /// Epochs of the images that the reference alone sees.
+        const OF_REFERENCE: u64 = 1 << 63;
+        let redraw = self.rejected_image.redraw;
+        let drawn = |epoch: u64| -> Result<Vec<Corrupted>> {
+            let address = Address { seed: self.seed, epoch, example: index as u64 };
+            true_images.iter().enumerate().map(|(i, own)| self.rejected(example, own, i, address)).collect()
         };
-        let address = Address { seed: self.seed, epoch, example: index as u64 };
-        let rejected = true_images.iter().enumerate().map(|(i, own)| self.rejected(example, own, i, address));
-        let rejected = rejected.collect::<Result<_>>()?;
-        Ok(Pictures { true_images, rejected })
+        let rejected = drawn(if redraw == Redraw::Once { 0 } else { epoch as u64 })?;
+        let rejected_of_reference = match redraw {
+            Redraw::EachForward => drawn(OF_REFERENCE | epoch as u64)?,
+            Redraw::EachEpoch | Redraw::Once => Vec::new(),
+        };
+        Ok(Pictures { true_images, rejected, rejected_of_reference })
+    }
+
+    /// What follows the prompt of example `index` for KTO's estimate of a divergence: an answer of another example, the same in every epoch, cut to
+    /// the longest length where it must be; nothing where the objective asks for none.
+    pub fn mismatched(&self, index: usize, prompt: &Tokens) -> Result<Option<Tokens>> {
+        let Some(loose) = self.loose_answer(index) else { return Ok(None) };
+        let mut encoded = self.encode(&self.examples[loose.example])?.encoded;
+        let mut answer = encoded.answers.swap_remove(loose.answer);
+        let room = self.max_length - prompt.ids.len();
+        answer.ids.truncate(room);
+        answer.counted.truncate(room);
+        Ok(Some(answer))
+    }
+
+    /// The one of the loose answers that example `index` is given: any of another example, all alike.
+    fn loose_answer(&self, index: usize) -> Option<LooseAnswer> {
+        let own = |answer: &LooseAnswer| answer.example == index;
+        let before = self.loose.partition_point(|answer| answer.example < index);
+        let owned = self.loose[before..].iter().take_while(|answer| own(answer)).count();
+        let others = self.loose.len().checked_sub(owned).filter(|others| *others > 0)?;
+        let address = Address { seed: self.seed, epoch: 0, example: index as u64 };
+        let drawn = address.rng("mismatched answer").random_range(0..others as u64) as usize;
+        Some(self.loose[if drawn >= before { drawn + owned } else { drawn }])
+    }
+
+    /// Finds every example an answer of another one, and adds it to its size.
+    fn find_mismatched(&mut self) -> Result<()> {
+        if !self.needs.mismatched {
+            return Ok(());
+        }
+        for index in 0..self.examples.len() {
+            let Some(loose) = self.loose_answer(index) else {
+                let what =
+                    "the objective compares answers with those of other rows, but no other row has one without images";
+                return Err(Error::at(&self.examples[index].row, what).hint("add rows, or use another `loss_type`"));
+            };
+            let room = self.max_length - self.prompts[index];
+            self.sizes[index].packed += loose.tokens.min(room) - 1;
+        }
+        Ok(())
+    }
+
+    /// The auxiliary reward of an answer: those of the recipe, weighted.
+    pub fn reward(&self, answer: &Answer) -> f64 {
+        answer.rewards.iter().zip(&self.reward_weights).map(|(reward, weight)| reward * weight).sum()
+    }
+
+    /// A picture of the data as the model sees it.
+    fn shown(&self, picture: Picture) -> Picture {
+        match self.train_images {
+            TrainImages::Keep | TrainImages::Drop => picture,
+            TrainImages::Black => image::blank(&picture, [0; 3]),
+            TrainImages::MeanColour => image::blank(&picture, self.mean_colour()),
+        }
+    }
+
+    fn mean_colour(&self) -> [u8; 3] {
+        self.processor.as_ref().map_or([127; 3], ImageProcessor::mean_colour)
     }
 
     /// Whether every epoch sees the same rejected images.
@@ -264,7 +370,7 @@ impl Inputs {
 
     fn rejected(&self, example: &Example, own: &Picture, image: usize, address: Address) -> Result<Corrupted> {
         let corruption = &self.rejected_image.corruption;
-        let mean = self.processor.as_ref().map_or([127; 3], ImageProcessor::mean_colour);
+        let mean = self.mean_colour();
         match corruption {
             Corruption::Given => {
                 let given = decoded(example, &example.rejected_images[image])?;
@@ -280,6 +386,23 @@ impl Inputs {
             _ => Ok(image::corrupt(own, corruption, mean, address, image)),
         }
     }
+}
+
+/// What every row must hold for an objective with these needs.
+fn need(run: &Run, needs: Needs) -> Need {
+    let rejected_images = needs.corrupted && run.rejected_image.corruption == Corruption::Given;
+    let sides = match (needs.unpaired, needs.rejected || rejected_images) {
+        (true, _) => Sides::Either,
+        (false, true) => Sides::Both,
+        (false, false) => Sides::Chosen,
+    };
+    let scores = match &run.objective {
+        Objective::Odpo(Odpo { offset: Offset::Ratio, .. }) => Scores::Positive,
+        _ if needs.scores => Scores::Higher,
+        _ => Scores::Unread,
+    };
+    let rewards = run.objective.auxiliary_rewards().iter().map(|reward| reward.name.clone()).collect();
+    Need { sides, rejected_images, scores, rewards }
 }
 
 /// Decodes an image for a row; a problem is the row's, as one found before the first step is.
@@ -345,11 +468,19 @@ fn max_length(run: &Run, shape: &Shape) -> Result<usize> {
     }
 }
 
-/// Adds what a row is to the digest of the data set: its token ids, and where its images are or what they hold.
+/// Adds what a row is to the digest of the data set: its token ids, pairs, scores and rewards, and where its images are or what they hold.
 fn add_to_digest(digest: &mut Sha256, example: &Example, encoded: &Encoded) -> Result<()> {
-    for tokens in [Some(&encoded.prompt), Some(&encoded.chosen), encoded.rejected.as_ref()].into_iter().flatten() {
+    for tokens in std::iter::once(&encoded.prompt).chain(&encoded.answers) {
         digest.update((tokens.ids.len() as u64).to_le_bytes());
         tokens.ids.iter().for_each(|id| digest.update(id.to_le_bytes()));
+    }
+    for pair in &example.pairs {
+        // A missing side is 0, the first answer 1.
+        let number = |side: Option<usize>| side.map_or(0, |answer| answer as u64 + 1);
+        [pair.chosen, pair.rejected].into_iter().for_each(|side| digest.update(number(side).to_le_bytes()));
+    }
+    for answer in &example.answers {
+        answer.score.iter().chain(&answer.rewards).for_each(|number| digest.update(number.to_le_bytes()));
     }
     for image in example.images.iter().chain(&example.rejected_images) {
         match image {

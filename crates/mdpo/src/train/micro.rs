@@ -9,14 +9,15 @@ use super::inputs::Size;
 use super::reference_cache::ReferencePrompt;
 use crate::Result;
 use crate::config;
-use crate::data::ImageSource;
 use crate::data::order::{self, Order};
-use crate::image::Pixels;
+use crate::data::{Answer, ImageSource, Pair};
+use crate::image::{Corrupted, Picture, Pixels};
 use crate::model::DeviceBatch;
-use crate::objective::StepTotals;
-use crate::text::Encoded;
-use crate::text::pack::PackedBatch;
+use crate::objective::{EosSpan, Spans, StepTotals};
+use crate::text::pack::{PackedBatch, SpanKind, SpanOf};
+use crate::text::{Encoded, Tokens};
 use std::cmp::Reverse;
+use std::ops::Range;
 use tch::{Device, Tensor};
 
 /// The optimizer steps of a run, each cut into micro-batches: a pure function of the step.
@@ -46,8 +47,12 @@ impl Steps<'_> {
     pub fn step(&self, step: usize) -> StepCut {
         let order::Batch { epoch, examples } = self.order.batch(step);
         let sizes = &self.inputs.sizes;
-        let chosen_tokens = examples.iter().map(|&i| sizes[i].chosen_labels).sum();
-        let totals = StepTotals { pairs: examples.len(), chosen_tokens };
+        let sum = |of: fn(&Size) -> usize| examples.iter().map(|&i| of(&sizes[i])).sum();
+        let totals = StepTotals {
+            pairs: sum(|size| size.pairs),
+            chosen_tokens: sum(|size| size.chosen_labels),
+            answers: sum(|size| size.answers),
+        };
         StepCut { epoch, totals, micros: cut(examples, sizes, &self.batch) }
     }
 }
@@ -121,15 +126,23 @@ pub enum Origin {
     Rejected,
 }
 
-/// Indices of a pair's responses in the packed batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Where a pair's answers are in the packed batch, and what its row says of them.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Places {
-    /// The chosen answer under the true image.
-    pub chosen: usize,
+    /// The chosen answer under the true image; none for a row with one answer that is not wanted.
+    pub chosen: Option<usize>,
     /// The rejected answer under the true image.
     pub rejected: Option<usize>,
     /// The chosen answer under the rejected image; none for a row without images.
     pub corrupted: Option<usize>,
+    /// The same under the rejected image that the reference sees, where it sees another.
+    pub corrupted_of_reference: Option<usize>,
+    /// Another example's answer after this prompt.
+    pub mismatched: Option<usize>,
+    /// Scores of the chosen and the rejected answer.
+    pub scores: Option<[f64; 2]>,
+    /// Auxiliary rewards of the chosen and the rejected answer, weighted; 0 for one that is not there.
+    pub rewards: Option<[f64; 2]>,
 }
 
 impl Prepared {
@@ -148,37 +161,11 @@ impl Prepared {
     /// # Errors
     /// An image that cannot be decoded, with its row.
     pub fn new(inputs: &Inputs, indices: &[usize], encoded: &[Encoded], epoch: usize) -> Result<Self> {
-        let (mut packed, mut images, mut pairs) = (PackedBatch::default(), Vec::new(), Vec::new());
-        let mut sources: Vec<(&ImageSource, usize)> = Vec::new();
-        let mut origins = Vec::new();
+        let mut batch = Batch::new(inputs);
         for (&index, encoded) in indices.iter().zip(encoded) {
-            let pictures = inputs.pictures(index, epoch)?;
-            let process = |picture| inputs.processor.as_ref().map(|processor| processor.process(picture));
-            let mut true_images = Vec::new();
-            for (source, picture) in inputs.examples[index].images.iter().zip(&pictures.true_images) {
-                let known = sources.iter().find(|(other, _)| *other == source).map(|(_, image)| *image);
-                let place = known.unwrap_or(images.len());
-                if known.is_none() {
-                    images.extend(process(picture));
-                    origins.resize(images.len(), Origin::Data);
-                    sources.push((source, place));
-                }
-                true_images.push(place);
-            }
-            let first = packed.responses.len();
-            let mut responses = vec![&encoded.chosen];
-            responses.extend(encoded.rejected.as_ref().filter(|_| inputs.needs.rejected));
-            packed.push(&encoded.prompt, &responses, |image| true_images[image]);
-            let rejected = (responses.len() > 1).then_some(first + 1);
-            let corrupted = (!pictures.rejected.is_empty()).then_some(packed.responses.len());
-            if corrupted.is_some() {
-                let start = images.len();
-                images.extend(pictures.rejected.iter().filter_map(|corrupted| process(&corrupted.picture)));
-                origins.resize(images.len(), Origin::Rejected);
-                packed.push(&encoded.prompt, &[&encoded.chosen], |image| start + image);
-            }
-            pairs.push(Places { chosen: first, rejected, corrupted });
+            batch.push(index, encoded, epoch)?;
         }
+        let Batch { packed, images, origins, pairs, .. } = batch;
         let image_keys: Vec<ImageKey> = images.iter().map(ImageKey::of).collect();
         let prompts = ReferencePrompt::all(inputs, indices, &packed, &image_keys, &pairs);
         Ok(Prepared { examples: indices.to_vec(), packed, images, image_keys, origins, pairs, prompts })
@@ -200,15 +187,158 @@ impl Micro {
         Ok(Prepared::new(inputs, indices, encoded, epoch)?.to_device(device))
     }
 
+    /// The sum of the response at a place, from those of all spans f64 `[spans]`.
+    pub fn sum(&self, sums: &Tensor, place: usize) -> f64 {
+        self.batch.packed.span_ranges()[place].clone().map(|span| sums.double_value(&[span as i64])).sum()
+    }
+
+    /// The sum of each turn of the response at a place, an EOS that stands apart included; none where it is not cut by turns.
+    pub fn turns(&self, sums: &Tensor, place: usize) -> Vec<f64> {
+        let packed = &self.batch.packed;
+        let mut turns = Vec::new();
+        for (span, of) in packed.span_ranges()[place].clone().zip(&packed.responses[place].spans) {
+            let sum = sums.double_value(&[span as i64]);
+            match (of.kind, turns.last_mut()) {
+                (SpanKind::Turn(_), _) => turns.push(sum),
+                (SpanKind::Eos, Some(turn)) => *turn += sum,
+                (SpanKind::Eos | SpanKind::Whole, _) => {}
+            }
+        }
+        turns
+    }
+
     /// Labels of the response at a place.
     pub fn labels(&self, place: usize) -> usize {
         self.batch.packed.responses[place].labels.len()
     }
+}
 
-    /// 1 for a pair with images, else 0; f64 `[pairs]`.
-    pub fn has_image(&self) -> Tensor {
-        let flags: Vec<f64> = self.pairs.iter().map(|pair| f64::from(u8::from(pair.corrupted.is_some()))).collect();
-        Tensor::from_slice(&flags)
+/// A micro-batch while examples are packed into it.
+struct Batch<'a> {
+    inputs: &'a Inputs,
+    packed: PackedBatch,
+    images: Vec<Pixels>,
+    origins: Vec<Origin>,
+    /// Images of the data that are there already, and where.
+    sources: Vec<(&'a ImageSource, usize)>,
+    pairs: Vec<Places>,
+}
+
+impl<'a> Batch<'a> {
+    fn new(inputs: &'a Inputs) -> Self {
+        let (packed, images, origins) = (PackedBatch::default(), Vec::new(), Vec::new());
+        Batch { inputs, packed, images, origins, sources: Vec::new(), pairs: Vec::new() }
+    }
+
+    /// Adds example `index`: its prompt with all answers, and where the objective asks for it the chosen ones under the rejected image.
+    fn push(&mut self, index: usize, encoded: &Encoded, epoch: usize) -> Result<()> {
+        let (inputs, example) = (self.inputs, &self.inputs.examples[index]);
+        let pictures = inputs.pictures(index, epoch)?;
+        let true_images = self.true_images(&example.images, &pictures.true_images);
+        let mismatched = inputs.mismatched(index, &encoded.prompt)?;
+        let answers: Vec<&Tokens> = encoded.answers.iter().chain(&mismatched).collect();
+        let first = self.packed.responses.len();
+        self.packed.push(&encoded.prompt, &answers, |image| true_images[image]);
+        for (answer, tokens) in encoded.answers.iter().enumerate() {
+            self.packed.cut(first + answer, spans(inputs, answer, tokens, encoded, &example.pairs));
+        }
+        let mismatched = mismatched.map(|_| first + encoded.answers.len());
+
+        let chosen = example.chosen_answers();
+        let corrupted = self.corrupted(&chosen, encoded, &example.pairs, &pictures.rejected);
+        let of_reference = self.corrupted(&chosen, encoded, &example.pairs, &pictures.rejected_of_reference);
+        for pair in &example.pairs {
+            let under = |start: Option<usize>| Some(start? + chosen.binary_search(&pair.chosen?).ok()?);
+            let both = |of: &dyn Fn(&Answer) -> f64| {
+                [pair.chosen, pair.rejected].map(|answer| answer.map_or(0.0, |answer| of(&example.answers[answer])))
+            };
+            self.pairs.push(Places {
+                chosen: pair.chosen.map(|answer| first + answer),
+                rejected: pair.rejected.map(|answer| first + answer),
+                corrupted: under(corrupted),
+                corrupted_of_reference: under(of_reference),
+                mismatched,
+                scores: inputs.needs.scores.then(|| both(&|answer| answer.score.unwrap_or(f64::NAN))),
+                rewards: inputs.needs.rewards.then(|| both(&|answer| inputs.reward(answer))),
+            });
+        }
+        Ok(())
+    }
+
+    /// Where an example's own images stand among the distinct ones; those that are new are processed.
+    fn true_images(&mut self, sources: &'a [ImageSource], pictures: &[Picture]) -> Vec<usize> {
+        let mut places = Vec::with_capacity(sources.len());
+        for (source, picture) in sources.iter().zip(pictures) {
+            let known = self.sources.iter().find(|(other, _)| *other == source).map(|(_, image)| *image);
+            let place = known.unwrap_or(self.images.len());
+            if known.is_none() {
+                self.add(picture, Origin::Data);
+                self.sources.push((source, place));
+            }
+            places.push(place);
+        }
+        places
+    }
+
+    fn add(&mut self, picture: &Picture, origin: Origin) {
+        self.images.extend(self.inputs.processor.as_ref().map(|processor| processor.process(picture)));
+        self.origins.resize(self.images.len(), origin);
+    }
+
+    /// Packs the `chosen` answers under rejected images; gives the place of the first, where there are images.
+    fn corrupted(
+        &mut self,
+        chosen: &[usize],
+        encoded: &Encoded,
+        pairs: &[Pair],
+        images: &[Corrupted],
+    ) -> Option<usize> {
+        if images.is_empty() || chosen.is_empty() {
+            return None;
+        }
+        let (start, first) = (self.images.len(), self.packed.responses.len());
+        images.iter().for_each(|corrupted| self.add(&corrupted.picture, Origin::Rejected));
+        let answers: Vec<&Tokens> = chosen.iter().map(|&answer| &encoded.answers[answer]).collect();
+        self.packed.push(&encoded.prompt, &answers, |image| start + image);
+        for (i, &answer) in chosen.iter().enumerate() {
+            let own = spans(self.inputs, answer, &encoded.answers[answer], encoded, pairs);
+            self.packed.cut(first + i, own);
+        }
+        Some(first)
+    }
+}
+
+/// How the labels of an answer are summed.
+fn spans(inputs: &Inputs, answer: usize, tokens: &Tokens, encoded: &Encoded, pairs: &[Pair]) -> Vec<SpanOf> {
+    let whole = |labels: usize| SpanOf { labels, kind: SpanKind::Whole };
+    match inputs.needs.spans {
+        Spans::Whole => vec![whole(tokens.labels())],
+        Spans::SharedLength => {
+            let others = pairs.iter().filter_map(|pair| match (pair.chosen, pair.rejected) {
+                (Some(own), Some(other)) if own == answer => Some(other),
+                (Some(other), Some(own)) if own == answer => Some(other),
+                _ => None,
+            });
+            let mut cuts: Vec<usize> = others.map(|other| encoded.answers[other].labels()).collect();
+            cuts.retain(|&cut| cut < tokens.labels());
+            cuts.push(tokens.labels());
+            cuts.sort_unstable();
+            cuts.dedup();
+            let starts = std::iter::once(0).chain(cuts.iter().copied());
+            starts.zip(&cuts).map(|(start, end)| whole(end - start)).collect()
+        }
+        Spans::Turns { eos } => {
+            let counted = |range: Range<usize>| tokens.counted[range].iter().filter(|&&counted| counted).count();
+            let is_eos = |at: usize| inputs.encoder.eos_ids().contains(&tokens.ids[at]);
+            let turn = |(turn, range): (usize, &Range<usize>)| {
+                // With it goes what the template writes behind it.
+                let end = range.clone().rfind(|&at| is_eos(at)).filter(|_| eos == EosSpan::Apart).unwrap_or(range.end);
+                let said = SpanOf { labels: counted(range.start..end), kind: SpanKind::Turn(turn) };
+                let closing = SpanOf { labels: counted(end..range.end), kind: SpanKind::Eos };
+                [said, closing].into_iter().filter(|span| span.labels > 0)
+            };
+            tokens.turns.iter().enumerate().flat_map(turn).collect()
+        }
     }
 }
 
@@ -224,7 +354,7 @@ mod tests {
     }
 
     fn sizes(tokens: &[usize]) -> Vec<Size> {
-        tokens.iter().map(|&packed| Size { packed, chosen_labels: 1 }).collect()
+        tokens.iter().map(|&packed| Size { packed, pairs: 1, answers: 2, chosen_labels: 1 }).collect()
     }
 
     proptest! {

@@ -5,7 +5,7 @@ use crate::checkpoint::{self, card};
 use crate::config::{Run, Tuning};
 use crate::model::Model;
 use crate::model::family::Family;
-use crate::model::load::Trainable;
+use crate::model::load::{Group, Trainable};
 use crate::weights::{self, AdapterConfig, AutoMapping, LoraPair};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
@@ -54,9 +54,12 @@ pub(super) fn adapter_config(run: &Run, model: &Model, start: Option<AdapterConf
 
 /// Writes what users load into `folder`: the adapter, or the whole checkpoint where full weights are trained.
 pub(super) fn model(run: &Run, adapter: Option<&AdapterConfig>, model: &Model, folder: &Path) -> Result<()> {
-    let trainables = &model.trainables;
+    let trainables: Vec<&Trainable> = model.trainables.iter().filter(|t| t.group == Group::Model).collect();
+    if let Some(value_head) = &model.value_head {
+        value_head.write(folder)?;
+    }
     match adapter {
-        Some(config) => weights::lora::write(folder, config, &pairs(trainables))?,
+        Some(config) => weights::lora::write(folder, config, &pairs(&trainables))?,
         None => {
             let mut trained: BTreeMap<&str, &Tensor> =
                 trainables.iter().map(|trainable| (trainable.name.as_str(), &trainable.leaf)).collect();
@@ -80,7 +83,7 @@ pub(super) fn card(run: &Run, inputs: &Inputs, steps: usize, folder: &Path) -> R
     fs::write(&path, text).map_err(|error| Error::io("write", &path, &error))
 }
 
-fn pairs(trainables: &[Trainable]) -> BTreeMap<String, LoraPair> {
+fn pairs(trainables: &[&Trainable]) -> BTreeMap<String, LoraPair> {
     let factor = |suffix: &str| -> BTreeMap<&str, &Tensor> {
         trainables.iter().filter_map(|t| Some((t.name.strip_suffix(suffix)?, &t.leaf))).collect()
     };

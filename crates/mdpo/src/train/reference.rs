@@ -11,7 +11,7 @@ use crate::weights;
 use serde::Serialize;
 use std::path::Path;
 
-/// Log-probs of one example, in nats, summed over the response's labels.
+/// Log-probs of one pair of a row, in nats, summed over the response's labels.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ReferenceRow {
     /// The file, where the data set has several.
@@ -20,15 +20,23 @@ pub struct ReferenceRow {
     /// Line of a JSONL file, or ordinal of the row in its file; the first is 1.
     pub row: usize,
     /// The chosen answer under the true image.
-    pub chosen: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chosen: Option<f64>,
     /// Its labels.
-    pub chosen_tokens: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chosen_tokens: Option<usize>,
+    /// Its turns apart, where the objective looks at turns.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub chosen_turns: Vec<f64>,
     /// The rejected answer under the true image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rejected: Option<f64>,
     /// Its labels.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rejected_tokens: Option<usize>,
+    /// Its turns apart, where the objective looks at turns.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rejected_turns: Vec<f64>,
     /// The chosen answer under the rejected image of the first epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub corrupted: Option<f64>,
@@ -71,15 +79,19 @@ fn rows(
         })?;
         references.learn(&micro, &known)?;
         let sums = known.sums();
-        let value = |place: usize| sums.double_value(&[place as i64]);
-        for (&index, places) in indices.iter().zip(&micro.pairs) {
+        let value = |place: usize| micro.sum(&sums, place);
+        let turns = |place: Option<usize>| place.map_or(Vec::new(), |place| micro.turns(&sums, place));
+        let rows = indices.iter().flat_map(|&index| inputs.examples[index].pairs.iter().map(move |_| index));
+        for (index, places) in rows.zip(&micro.pairs) {
             take(ReferenceRow {
                 file: several.then(|| inputs.examples[index].row.file.display().to_string()),
                 row: inputs.examples[index].row.row,
-                chosen: value(places.chosen),
-                chosen_tokens: micro.labels(places.chosen),
+                chosen: places.chosen.map(value),
+                chosen_tokens: places.chosen.map(|place| micro.labels(place)),
+                chosen_turns: turns(places.chosen),
                 rejected: places.rejected.map(value),
                 rejected_tokens: places.rejected.map(|place| micro.labels(place)),
+                rejected_turns: turns(places.rejected),
                 corrupted: places.corrupted.map(value),
             })?;
         }

@@ -48,7 +48,8 @@ impl ReferencePrompt {
         }
         let prompt = |(place, prompt): (usize, &crate::text::pack::PackedPrompt)| {
             let key = key(&packed.subset(&[place]), images);
-            let own = |pair: &Places| prompt.responses.contains(&pair.chosen);
+            let inside = |answer: Option<usize>| answer.is_some_and(|answer| prompt.responses.contains(&answer));
+            let own = |pair: &Places| inside(pair.chosen) || inside(pair.rejected);
             let given = pairs.iter().position(own).and_then(|pair| inputs.examples[indices[pair]].reference);
             let given = given.map(|sums| match prompt.responses.len() {
                 1 => vec![sums.chosen],
@@ -64,7 +65,7 @@ impl ReferencePrompt {
 /// The key of the only prompt of `alone`.
 fn key(alone: &PackedBatch, images: &[ImageKey]) -> PromptKey {
     let mut hash = Sha256::new();
-    hash.update(b"mdpo prompt 1");
+    hash.update(b"mdpo prompt 2");
     add(&mut hash, &alone.ids);
     add(&mut hash, &alone.positions);
     add(&mut hash, &[alone.segments.len() as i64, alone.responses.len() as i64, alone.images.len() as i64]);
@@ -75,6 +76,7 @@ fn key(alone: &PackedBatch, images: &[ImageKey]) -> PromptKey {
     for response in &alone.responses {
         add(&mut hash, &response.from);
         add(&mut hash, &response.labels);
+        add(&mut hash, &response.spans.iter().map(|span| span.labels as i64).collect::<Vec<_>>());
     }
     for PackedImage { start, len, image } in &alone.images {
         add(&mut hash, &[*start as i64, *len as i64]);
@@ -92,7 +94,7 @@ fn add(hash: &mut Sha256, numbers: &[i64]) {
 /// What is known of a micro-batch's responses under the reference.
 #[derive(Debug, Clone, PartialEq)]
 pub struct KnownReference {
-    /// Summed log-prob of every packed response in nats; of a missing prompt's, 0.
+    /// Summed log-prob of every span of the packed responses in nats; of a missing prompt's, 0.
     sums: Vec<f64>,
     /// Prompts that must be computed.
     missing: Vec<usize>,
@@ -113,7 +115,7 @@ impl KnownReference {
     /// Nothing of the batch is known.
     pub fn nothing(packed: &PackedBatch) -> Self {
         let missing = (0..packed.prompts.len()).collect();
-        KnownReference { sums: vec![0.0; packed.responses.len()], missing, computed: Vec::new() }
+        KnownReference { sums: vec![0.0; packed.span_count()], missing, computed: Vec::new() }
     }
 
     /// Whether every prompt of the batch must be computed.
@@ -136,15 +138,15 @@ impl KnownReference {
         Some(Missing { packed, images })
     }
 
-    /// Takes the sums f64 `[responses]` of [`KnownReference::missing`].
+    /// Takes the sums f64 `[spans]` of [`KnownReference::missing`].
     pub fn fill(&mut self, packed: &PackedBatch, sums: &Tensor) {
         let missing = std::mem::take(&mut self.missing);
-        let responses = missing.iter().flat_map(|&prompt| packed.prompts[prompt].responses.clone());
-        responses.enumerate().for_each(|(row, response)| self.sums[response] = sums.double_value(&[row as i64]));
+        let spans = missing.iter().flat_map(|&prompt| packed.prompt_spans(prompt));
+        spans.enumerate().for_each(|(row, span)| self.sums[span] = sums.double_value(&[row as i64]));
         self.computed.extend(missing);
     }
 
-    /// Summed log-probs of all packed responses, f64 `[responses]`.
+    /// Summed log-probs of all spans, f64 `[spans]`.
     pub fn sums(&self) -> Tensor {
         Tensor::from_slice(&self.sums)
     }
@@ -226,7 +228,7 @@ impl ReferenceCache {
         let there: Vec<usize> = there;
         for place in there {
             let sums = value(&place).into_iter().flatten();
-            packed.prompts[place].responses.clone().zip(sums).for_each(|(response, sum)| known.sums[response] = *sum);
+            packed.prompt_spans(place).zip(sums).for_each(|(span, sum)| known.sums[span] = *sum);
         }
         known
     }
@@ -245,7 +247,7 @@ impl ReferenceCache {
     pub fn learn(&mut self, micro: &Micro, known: &KnownReference) -> Result<()> {
         for &place in &known.computed {
             let Some(prompt) = micro.prompts.get(place) else { continue };
-            let sums = known.sums[micro.batch.packed.prompts[place].responses.clone()].to_vec();
+            let sums = known.sums[micro.batch.packed.prompt_spans(place)].to_vec();
             let kept = match &self.kept {
                 Kept::Nothing => false,
                 Kept::WhatRecurs => prompt.recurs,
@@ -290,7 +292,7 @@ mod tests {
     use crate::text::{ImageSlot, Tokens};
 
     fn tokens(ids: &[u32], counted: bool) -> Tokens {
-        Tokens { ids: ids.to_vec(), counted: vec![counted; ids.len()], images: Vec::new() }
+        Tokens { ids: ids.to_vec(), counted: vec![counted; ids.len()], ..Tokens::default() }
     }
 
     fn packed(prompt: &[u32], chosen: &[u32], rejected: &[u32], counted: bool) -> PackedBatch {

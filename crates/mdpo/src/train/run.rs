@@ -3,18 +3,21 @@
 use super::flops::{self, Flops};
 use super::progress::{Progress, Talk};
 use super::stage::{Clock, Laps, Stage};
-use super::step::{StepPlan, Tower, complete, step};
+use super::step::{StepPlan, StepResult, Tower, complete, follow, look_ahead, ready, step};
 use super::{
-    FeatureCache, Feed, Inputs, Metrics, PictureCheck, ReferenceCache, StepCut, Steps, data_threads, device, kind,
-    memory, output,
+    FeatureCache, Feed, Inputs, Judged, Metrics, Micro, PictureCheck, Ready, ReferenceCache, StepCut, Steps,
+    data_threads, device, kind, memory, output,
 };
 use crate::address::Address;
 use crate::checkpoint::{self, State, Tensors};
-use crate::config::{AdapterStart, Length, Part, ReferenceLogps, ReferenceWhen, Resume, Run, Save, Tuning};
+use crate::config::{
+    AdapterStart, Length, Lora, Part, Redraw, ReferenceLogps, ReferenceWhen, Resume, Run, Save, Tuning,
+};
 use crate::data::order::Order;
 use crate::error::caught;
 use crate::model::Model;
 use crate::model::load::Plan;
+use crate::model::value_head::ValueHead;
 use crate::nn::Role;
 use crate::optim::{self, AdamW, Moments};
 use crate::weights::{self, AdapterConfig};
@@ -120,7 +123,15 @@ impl<'a> Trainer<'a> {
                 Plan::Lora { settings, seed: run.seed, start }
             }
         };
-        let model = Model::load(&run.model.path, kind(run.model.dtype), device, plan)?;
+        let mut model = Model::load(&run.model.path, kind(run.model.dtype), device, plan)?;
+        if let Some(rate) = run.objective.value_learning_rate() {
+            let mut head = ValueHead::new(model.shape.language.width, device);
+            if let Tuning::Lora(Lora { start: AdapterStart::From { path, .. }, .. }) = &run.tuning {
+                head.restore(path)?;
+            }
+            model.trainables.extend(head.trainables(rate / run.optim.learning_rate));
+            model.value_head = Some(head);
+        }
         let adapter = output::adapter_config(run, &model, start_config);
         let nonzero = |n: usize| NonZeroUsize::new(n).ok_or_else(|| Error::at("data", "no usable rows"));
         let (examples, per_step) =
@@ -141,8 +152,10 @@ impl<'a> Trainer<'a> {
             stop: stop_flag()?,
             references,
             features: FeatureCache::of_run(run, device)?,
-            // What rows bring comes from another model or precision.
-            starts_at_reference: starts_at_reference && run.data.reference_logps == ReferenceLogps::Computed,
+            // What rows bring comes from another model or precision, and images that differ have other log-probs.
+            starts_at_reference: starts_at_reference
+                && run.data.reference_logps == ReferenceLogps::Computed
+                && run.rejected_image.redraw != Redraw::EachForward,
             run,
             inputs,
             model,
@@ -201,6 +214,9 @@ impl<'a> Trainer<'a> {
         );
         for problem in &report.skipped {
             eprintln!("  left out: {problem}");
+        }
+        for line in report.left_out.lines() {
+            eprintln!("  left out: {line}");
         }
         if report.shortened > 0 {
             eprintln!("  {} rows: responses shortened to `max_length`", report.shortened);
@@ -322,36 +338,11 @@ impl<'a> Trainer<'a> {
         self.clock.restart();
         self.features.begin_step();
         let index = self.state.step;
-        let StepCut { totals, micros, .. } = self.steps().step(index);
-        let (mut loss, mut expected, mut tokens) = (0.0, 0.0, 0u64);
-        let (mut metrics, mut flops) = (Metrics::default(), Flops::default());
-        for (i, examples) in micros.iter().enumerate() {
-            let prepared = feed.next().expect("the feed has the micro-batches of every step that is left")?;
-            debug_assert_eq!(prepared.examples, *examples);
-            let micro = prepared.to_device(self.model.device);
-            let plan = StepPlan {
-                objective: &self.run.objective,
-                checkpointing: self.run.batch.checkpointing,
-                tower: self.tower(),
-                totals,
-                dropout: self.dropout_seed(index, i),
-            };
-            let mut known = self.references.known(&micro);
-            let missing = known.missing(&micro.batch.packed);
-            // On a GPU what a prompt gives depends on its neighbours, and no policy equals a value that others led to.
-            let comparable = self.model.device == tch::Device::Cpu || known.is_nothing(&micro.batch.packed);
-            self.clock.lap(Stage::Data);
-            let (model, images) = (&self.model, &mut self.features);
-            let done = caught(|| step(model, &micro, plan, &mut known, images, &mut self.clock))?;
-            self.references.learn(&micro, &known)?;
-            loss += done.loss / totals.pairs as f64;
-            expected += done.at_reference.filter(|_| comparable).unwrap_or(f64::NAN) / totals.pairs as f64;
-            tokens += micro.batch.packed.ids.len() as u64;
-            metrics.merge(&done.metrics);
-            let packed = &micro.batch.packed;
-            let reference = missing.as_ref().map(|missing| &missing.packed);
-            flops.add(&flops::of(&self.model, packed, done.images, reference, self.inputs.needs));
-        }
+        let cut = self.steps().step(index);
+        let totals = cut.totals;
+        let Tally { loss, expected, comparable, tokens, metrics, flops } = self.micro_batches(index, cut, feed)?;
+        let pairs = totals.pairs as f64;
+        let (loss, expected) = (loss / pairs, expected.filter(|_| comparable).map(|expected| expected / pairs));
         self.check_first_loss(index, loss, expected)?;
         optim::unscale(&self.model.trainables, optim::loss_scale(self.model.kind()));
         let norm = optim::clip(&self.model.trainables, self.run.optim.max_grad_norm);
@@ -369,9 +360,61 @@ impl<'a> Trainer<'a> {
         Ok(Done { pairs: totals.pairs, tokens, seconds, waited, flops, norm, learning_rate })
     }
 
+    /// Forward and backward of all micro-batches of optimizer step `index`.
+    fn micro_batches(&mut self, index: usize, cut: StepCut, feed: &mut Feed) -> Result<Tally> {
+        let StepCut { totals, micros, .. } = cut;
+        let mut tally = Tally::default();
+        let whole = self.run.objective.needs_whole_step() && micros.len() > 1;
+        let mut all = Vec::new();
+        for (i, examples) in micros.iter().enumerate() {
+            let prepared = feed.next().expect("the feed has the micro-batches of every step that is left")?;
+            debug_assert_eq!(prepared.examples, *examples);
+            let plan = StepPlan {
+                objective: &self.run.objective,
+                checkpointing: self.run.batch.checkpointing,
+                tower: self.tower(),
+                totals,
+                dropout: self.dropout_seed(index, i),
+            };
+            let ready = self.ready(prepared.to_device(self.model.device), plan, &mut tally)?;
+            match whole {
+                true => all.push((plan, ready)),
+                false => tally.add(caught(|| step(&self.model, &ready, plan, &mut self.clock))?),
+            }
+        }
+        if whole {
+            let judged = caught(|| look_ahead(&self.model, &all, &mut self.clock))?;
+            for ((plan, ready), pull) in all.iter().zip(&judged.pulls) {
+                tally.add(caught(|| Ok(follow(&self.model, ready, *plan, pull, &mut self.clock)))?);
+            }
+            let Judged { loss, at_reference, metrics, .. } = judged;
+            tally.add(StepResult { loss, at_reference, metrics });
+        }
+        Ok(tally)
+    }
+
+    /// Sees to the images and the reference of a micro-batch.
+    fn ready(&mut self, micro: Micro, plan: StepPlan, tally: &mut Tally) -> Result<Ready> {
+        let known = self.references.known(&micro);
+        let packed = &micro.batch.packed;
+        let missing = known.missing(packed);
+        // On a GPU what a prompt gives depends on its neighbours, and no policy equals a value that others led to.
+        tally.comparable &= self.model.device == tch::Device::Cpu || known.is_nothing(packed);
+        tally.tokens += packed.ids.len() as u64;
+        self.clock.lap(Stage::Data);
+        let (model, features, clock) = (&self.model, &mut self.features, &mut self.clock);
+        let ready = caught(|| ready(model, micro, plan, known, features, clock))?;
+        self.references.learn(&ready.micro, &ready.known)?;
+        let reference = missing.as_ref().map(|missing| &missing.packed);
+        let packed = &ready.micro.batch.packed;
+        tally.flops.add(&flops::of(&self.model, packed, ready.images, reference, self.inputs.needs));
+        Ok(ready)
+    }
+
     /// A policy that starts at its reference must show the loss of equal policies; otherwise something is wrong with one of them.
-    fn check_first_loss(&self, index: usize, loss: f64, expected: f64) -> Result<()> {
-        if index > 0 || !self.starts_at_reference || expected.is_nan() || (loss - expected).abs() <= 1e-6 {
+    fn check_first_loss(&self, index: usize, loss: f64, expected: Option<f64>) -> Result<()> {
+        let Some(expected) = expected.filter(|_| index == 0 && self.starts_at_reference) else { return Ok(()) };
+        if (loss - expected).abs() <= 1e-6 {
             return Ok(());
         }
         let what = format!("expected {expected:.6} before training (policy and reference agree), found {loss:.6}");
@@ -482,6 +525,33 @@ impl<'a> Trainer<'a> {
             "trial_name": null,
             "trial_params": null,
         })
+    }
+}
+
+/// What the micro-batches of a step gave together.
+struct Tally {
+    loss: f64,
+    /// The loss if the policy were the reference, where the objective has one.
+    expected: Option<f64>,
+    /// Whether that can be compared with the loss.
+    comparable: bool,
+    tokens: u64,
+    metrics: Metrics,
+    flops: Flops,
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        let (metrics, flops) = (Metrics::default(), Flops::default());
+        Tally { loss: 0.0, expected: Some(0.0), comparable: true, tokens: 0, metrics, flops }
+    }
+}
+
+impl Tally {
+    fn add(&mut self, done: StepResult) {
+        self.loss += done.loss;
+        self.expected = self.expected.zip(done.at_reference).map(|(sum, more)| sum + more);
+        self.metrics.merge(&done.metrics);
     }
 }
 

@@ -1,5 +1,10 @@
 //! One micro-batch forward and backward: the same few calls for every objective.
+//!
+//! [`ready`] sees to images and reference, [`forward`] runs the policy, [`judge`] turns its log-probs into loss and gradients, [`backward`]
+//! pushes those into the weights. An objective that compares all pairs of a step with each other has every micro-batch run forward once more,
+//! without a graph, before the first is run with one ([`look_ahead`]).
 
+use super::judge::{Found, Judged, Pull, judge};
 use super::stage::{Clock, Stage};
 use super::{FeatureCache, KnownReference, Metrics, Micro, Missing};
 use crate::config::{GradientCheckpointing, Objective};
@@ -7,10 +12,9 @@ use crate::logprob::{Gradients, LogProbs, log_probs};
 use crate::model::language::Keep;
 use crate::model::{DeviceBatch, Model, ModelRun};
 use crate::nn::{Pass, Role};
-use crate::objective::{Needs, Pairs, Scope, StepTotals, Views};
-use crate::{Error, Result, optim};
-use std::collections::BTreeMap;
-use tch::{Kind, Tensor};
+use crate::objective::StepTotals;
+use crate::{Result, optim};
+use tch::{Device, Kind, Tensor};
 
 /// How a step is computed.
 #[derive(Debug, Clone, Copy)]
@@ -36,10 +40,10 @@ pub enum Tower {
     Trained,
 }
 
-/// Summed log-probs of a micro-batch, f64 `[responses]`.
+/// Summed log-probs of a micro-batch, f64 `[spans]`.
 #[derive(Debug)]
 pub struct Evaluated {
-    /// In nats, in the order of the packed responses.
+    /// In nats, in the order of the packed responses' spans.
     pub sums: Tensor,
 }
 
@@ -76,153 +80,163 @@ pub fn complete(model: &Model, micro: &Micro, role: Role, features: Option<&Tens
     known.fill(&micro.batch.packed, &sums(model, &batch, features.as_ref(), pass));
 }
 
+/// A micro-batch before the policy runs.
+#[derive(Debug)]
+pub struct Ready {
+    /// The micro-batch.
+    pub micro: Micro,
+    /// What the reference says.
+    pub known: KnownReference,
+    /// What the tower gives for its images.
+    features: Option<Tensor>,
+    /// How many images met the tower.
+    pub images: usize,
+}
+
+/// Runs tower and reference for what is not known yet: features are taken from, and added to, `images`.
+///
+/// # Errors
+/// Kept features that cannot be read.
+pub fn ready(
+    model: &Model,
+    micro: Micro,
+    plan: StepPlan,
+    mut known: KnownReference,
+    images: &mut FeatureCache,
+    clock: &mut Clock,
+) -> Result<Ready> {
+    let policy = Pass { role: Role::Policy, dropout: plan.dropout };
+    let (features, towered) = match plan.tower {
+        Tower::Frozen => images.features(model, &micro, Pass::of(Role::Reference))?,
+        Tower::Trained => (model.features(&micro.images.iter().collect::<Vec<_>>(), policy), micro.images.len()),
+    };
+    clock.lap(Stage::Vision);
+    if plan.objective.needs().reference {
+        let shared = features.as_ref().filter(|_| plan.tower == Tower::Frozen);
+        complete(model, &micro, Role::Reference, shared, &mut known);
+    }
+    clock.lap(Stage::Reference);
+    Ok(Ready { micro, known, features, images: towered })
+}
+
+/// A finished forward pass of the policy.
+struct Forward {
+    run: ModelRun,
+    found: LogProbs,
+    head: Tensor,
+    /// The value head's estimate for each pair's prompt, with a graph to the head alone.
+    values: Option<Tensor>,
+}
+
+fn forward(model: &Model, ready: &Ready, plan: StepPlan, gradients: Gradients) -> Forward {
+    let pass = Pass { role: Role::Policy, dropout: plan.dropout };
+    let keep = match (gradients, plan.checkpointing) {
+        (Gradients::Unwanted, _) => Keep::Nothing,
+        (Gradients::Wanted, GradientCheckpointing::None) => Keep::Graph,
+        (Gradients::Wanted, GradientCheckpointing::Layers) => Keep::LayerInputs,
+    };
+    let run = model.forward(&ready.micro.batch, ready.features.as_ref(), pass, keep);
+    let head = model.language.head(pass);
+    let found = log_probs(run.hidden(), &head.detach(), &ready.micro.batch.packed, gradients);
+    let values = model.value_head.as_ref().map(|value| value.forward(&prompt_states(run.hidden(), &ready.micro)));
+    Forward { run, found, head, values }
+}
+
+impl Forward {
+    fn found<'a>(&self, ready: &'a Ready, plan: StepPlan) -> Found<'a> {
+        Found {
+            micro: &ready.micro,
+            policy: self.found.sums(),
+            reference: plan.objective.needs().reference.then(|| ready.known.sums()),
+            values: self.values.as_ref().map(|values| values.detach().to_device(Device::Cpu).to_kind(Kind::Double)),
+        }
+    }
+}
+
+/// The state from which the first label of each pair's answer is predicted, `[pairs, width]`: the prompt's last.
+fn prompt_states(hidden: &Tensor, micro: &Micro) -> Tensor {
+    let predictors = micro.batch.packed.predictors();
+    let row = |pair: &super::Places| {
+        let answer = pair.chosen.or(pair.rejected).expect("a pair has an answer");
+        let flat = micro.batch.packed.responses[answer].from[0];
+        predictors.binary_search(&flat).expect("every label has its predictor") as i64
+    };
+    let rows: Vec<i64> = micro.pairs.iter().map(row).collect();
+    hidden.index_select(0, &Tensor::from_slice(&rows).to_device(hidden.device()))
+}
+
+fn backward(model: &Model, ready: &Ready, forward: Forward, pull: &Pull) {
+    let Forward { run, found, head, values } = forward;
+    let (micro, hidden) = (&ready.micro, run.hidden().shallow_clone());
+    let gradient = &pull.spans * optim::loss_scale(model.kind());
+    if model.language.head_is_trained() {
+        found.push_into_head(&gradient, &hidden, &head, &micro.batch.packed);
+    }
+    if let (Some(values), Some(pull)) = (values, &pull.values) {
+        let pull = pull * optim::loss_scale(model.kind());
+        (&values * pull.to_device(values.device()).to_kind(values.kind())).sum(Kind::Float).backward();
+    }
+    model.backward(&micro.batch, run, &found.pull_back(&gradient, &hidden));
+}
+
 /// What a micro-batch gave.
 #[derive(Debug)]
 pub struct StepResult {
-    /// The loss, summed over its pairs.
+    /// The loss, summed over its pairs; 0 where [`look_ahead`] told it already.
     pub loss: f64,
     /// The sum that it would have if the policy were the reference.
     pub at_reference: Option<f64>,
     /// Everything that is logged.
     pub metrics: Metrics,
-    /// How many images met the tower.
-    pub images: usize,
 }
 
-/// Forward and backward of one micro-batch; gradients, times [`optim::loss_scale`], are added to the leaves. What is not `known` of the reference is computed.
-/// What the tower gives for images is taken from, and added to, `images`.
-pub fn step(
-    model: &Model,
-    micro: &Micro,
-    plan: StepPlan,
-    known: &mut KnownReference,
-    images: &mut FeatureCache,
-    clock: &mut Clock,
-) -> Result<StepResult> {
-    let policy = Pass { role: Role::Policy, dropout: plan.dropout };
-    let frozen = Pass::of(Role::Reference);
-    let (features, towered) = match plan.tower {
-        Tower::Frozen => images.features(model, micro, frozen)?,
-        Tower::Trained => (model.features(&micro.images.iter().collect::<Vec<_>>(), policy), micro.images.len()),
-    };
-    clock.lap(Stage::Vision);
-    let needs = plan.objective.needs();
-    let reference = needs.reference.then(|| {
-        let shared = features.as_ref().filter(|_| plan.tower == Tower::Frozen);
-        complete(model, micro, Role::Reference, shared, known);
-        known.sums()
-    });
-    clock.lap(Stage::Reference);
-    let keep = match plan.checkpointing {
-        GradientCheckpointing::None => Keep::Graph,
-        GradientCheckpointing::Layers => Keep::LayerInputs,
-    };
-    let run = model.forward(&micro.batch, features.as_ref(), policy, keep);
-    let head = model.language.head(policy);
-    let found = log_probs(run.hidden(), &head.detach(), &micro.batch.packed, Gradients::Wanted);
+/// Forward and backward of one micro-batch on its own; gradients, times [`optim::loss_scale`], are added to the leaves.
+///
+/// # Errors
+/// A loss that is not finite.
+pub fn step(model: &Model, ready: &Ready, plan: StepPlan, clock: &mut Clock) -> Result<StepResult> {
+    let run = forward(model, ready, plan, Gradients::Wanted);
     clock.lap(Stage::Forward);
-    let sums = found.sums().set_requires_grad(true);
-    let pairs = Pairs {
-        policy: views(&sums, micro, needs),
-        reference: reference.as_ref().map(|sums| views(sums, micro, needs)),
-        has_image: micro.has_image(),
-    };
-    let terms = plan.objective.terms(&pairs, plan.totals);
-    let total = terms.iter().map(|term| &term.values * term.weight).reduce(|a, b| a + b);
-    let total = total.expect("a valid objective has at least one term");
-    let loss = total.sum(Kind::Double);
-    let loss_sum = loss.double_value(&[]);
-    if !loss_sum.is_finite() {
-        return Err(not_finite(&sums, reference.as_ref()));
-    }
-    (&loss / plan.totals.pairs as f64).backward();
-    backward(model, micro, run, &found, &(sums.grad() * optim::loss_scale(model.kind())), &head);
-
-    let expected = plan.objective.loss_at_reference(&pairs, plan.totals);
-    let mut metrics = Metrics::default();
-    metrics.add_all("loss", &total.detach());
-    for term in &terms {
-        let values = term.values.detach();
-        match term.scope {
-            Scope::EveryPair => metrics.add_all(format!("loss/{}", term.name), &values),
-            Scope::PairsWithImages => metrics.add_where(format!("loss/{}", term.name), &values, &pairs.has_image),
-        }
-    }
-    observe(&mut metrics, &pairs, plan.objective.beta());
-    observe_tokens(&mut metrics, &found, micro);
+    let Judged { loss, at_reference, mut metrics, pulls } =
+        judge(plan.objective, plan.totals, &[run.found(ready, plan)])?;
+    observe_tokens(&mut metrics, &run.found, &ready.micro);
+    backward(model, ready, run, &pulls[0]);
     clock.lap(Stage::Backward);
-    Ok(StepResult { loss: loss_sum, at_reference: expected, metrics, images: towered })
+    Ok(StepResult { loss, at_reference, metrics })
 }
 
-fn backward(model: &Model, micro: &Micro, run: ModelRun, found: &LogProbs, gradient: &Tensor, head: &Tensor) {
-    let hidden = run.hidden().shallow_clone();
-    if model.language.head_is_trained() {
-        found.push_into_head(gradient, &hidden, head, &micro.batch.packed);
-    }
-    model.backward(&micro.batch, run, &found.pull_back(gradient, &hidden));
+/// The gradients of all micro-batches of a step, for an objective that compares its pairs with each other, and what its loss is.
+///
+/// # Errors
+/// A loss that is not finite.
+pub fn look_ahead(model: &Model, all: &[(StepPlan, Ready)], clock: &mut Clock) -> Result<Judged> {
+    let found = all.iter().map(|(plan, ready)| forward(model, ready, *plan, Gradients::Unwanted).found(ready, *plan));
+    let found: Vec<Found> = found.collect();
+    let (plan, _) = all.first().expect("a step has a micro-batch");
+    let judged = judge(plan.objective, plan.totals, &found)?;
+    clock.lap(Stage::Forward);
+    Ok(judged)
 }
 
-/// The views of all pairs; a pair without images has 0 under the rejected image.
-fn views(sums: &Tensor, micro: &Micro, needs: Needs) -> Views {
-    let select = |place: &dyn Fn(&super::Places) -> Option<usize>| {
-        let rows: Vec<i64> = micro.pairs.iter().map(|pair| place(pair).map_or(-1, |row| row as i64)).collect();
-        if rows.iter().all(|&row| row < 0) {
-            return None;
-        }
-        let rows = Tensor::from_slice(&rows);
-        let there = rows.ge(0).to_kind(Kind::Double);
-        Some(sums.index_select(0, &rows.clamp_min(0)) * there)
-    };
-    Views {
-        chosen: select(&|pair| Some(pair.chosen)).expect("every pair has a chosen answer"),
-        rejected: select(&|pair| pair.rejected),
-        corrupted: select(&|pair| pair.corrupted).or_else(|| {
-            // Rows without images only: the objective still finds the view it asked for.
-            let zeros = || Tensor::zeros([micro.pairs.len() as i64], (Kind::Double, tch::Device::Cpu));
-            needs.corrupted.then(zeros)
-        }),
-    }
-}
-
-/// Rewards, margins and accuracies of every view, with TRL's names; `corrupted` is mDPO's.
-fn observe(metrics: &mut Metrics, pairs: &Pairs, beta: Option<f64>) {
-    let mut rewards = BTreeMap::new();
-    let reference: BTreeMap<_, _> = pairs.reference.iter().flat_map(Views::named).collect();
-    let conditional = pairs.has_image.sum(Kind::Double).double_value(&[]) > 0.0;
-    for (name, values) in pairs.policy.named().filter(|(name, _)| *name != "corrupted" || conditional) {
-        let values = values.detach();
-        let mut add = |metric: String, values: &Tensor| match name {
-            "corrupted" => metrics.add_where(metric, values, &pairs.has_image),
-            _ => metrics.add_all(metric, values),
-        };
-        add(format!("logps/{name}"), &values);
-        if let (Some(beta), Some(reference)) = (beta, reference.get(name)) {
-            let reward = (values - *reference) * beta;
-            add(format!("rewards/{name}"), &reward);
-            rewards.insert(name, reward);
-        }
-    }
-    let positive = |margin: &Tensor| margin.gt(0.0).to_kind(Kind::Double);
-    if let (Some(chosen), Some(rejected)) = (rewards.get("chosen"), rewards.get("rejected")) {
-        let margin = chosen - rejected;
-        metrics.add_all("rewards/margins", &margin);
-        metrics.add_all("rewards/accuracies", &positive(&margin));
-    }
-    if let (Some(chosen), Some(corrupted)) = (rewards.get("chosen"), rewards.get("corrupted")) {
-        let margin = chosen - corrupted;
-        metrics.add_where("rewards/image_margins", &margin, &pairs.has_image);
-        metrics.add_where("rewards/image_accuracies", &positive(&margin), &pairs.has_image);
-    }
+/// Forward and backward of a micro-batch whose gradient is known from [`look_ahead`].
+pub fn follow(model: &Model, ready: &Ready, plan: StepPlan, pull: &Pull, clock: &mut Clock) -> StepResult {
+    let run = forward(model, ready, plan, Gradients::Wanted);
+    clock.lap(Stage::Forward);
+    let mut metrics = Metrics::default();
+    observe_tokens(&mut metrics, &run.found, &ready.micro);
+    backward(model, ready, run, pull);
+    clock.lap(Stage::Backward);
+    StepResult { loss: 0.0, at_reference: Some(0.0), metrics }
 }
 
 /// Entropy, token accuracy, mean logits and lengths of chosen and rejected.
 fn observe_tokens(metrics: &mut Metrics, found: &LogProbs, micro: &Micro) {
     let Some(statistics) = &found.statistics else { return };
     let lengths: Vec<i64> = found.lengths.iter().map(|&n| n as i64).collect();
-    let split = |tensor: &Tensor| tensor.to_device(tch::Device::Cpu).split_with_sizes(lengths.as_slice(), 0);
+    let split = |tensor: &Tensor| tensor.to_device(Device::Cpu).split_with_sizes(lengths.as_slice(), 0);
     let (entropy, top1, logits) = (split(&statistics.entropy), split(&statistics.top1), split(&statistics.mean_logit));
     for pair in &micro.pairs {
-        for (name, place) in [("chosen", Some(pair.chosen)), ("rejected", pair.rejected)] {
+        for (name, place) in [("chosen", pair.chosen), ("rejected", pair.rejected)] {
             let Some(place) = place else { continue };
             metrics.add_all("entropy", &entropy[place]);
             metrics.add_all("mean_token_accuracy", &top1[place]);
@@ -230,15 +244,4 @@ fn observe_tokens(metrics: &mut Metrics, found: &LogProbs, micro: &Micro) {
             metrics.add(format!("lengths/{name}"), micro.labels(place) as f64, 1.0);
         }
     }
-}
-
-fn not_finite(policy: &Tensor, reference: Option<&Tensor>) -> Error {
-    let finite = |sums: &Tensor| sums.isfinite().all().int64_value(&[]) == 1;
-    let whose = match (finite(policy), reference.map(finite)) {
-        (false, _) => "the policy's log-probs are not finite",
-        (true, Some(false)) => "the reference's log-probs are not finite",
-        _ => "the log-probs are finite, their difference overflows",
-    };
-    Error::at("loss", format!("expected a finite number, found NaN or infinity: {whose}"))
-        .hint("lower `learning_rate`, keep `max_grad_norm` at 1, or use `bf16: true` instead of `fp16: true`")
 }
