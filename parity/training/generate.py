@@ -1,4 +1,4 @@
-"""Writes short training runs in plain PyTorch with LoRA by peft, learning-rate curves, and TRL's losses.
+"""Writes short training runs in plain PyTorch with LoRA by peft, and learning-rate curves.
 
     python parity/training/generate.py       # after parity/model/generate.py; rewrites what it wrote before
 
@@ -7,25 +7,21 @@ The loop is the textbook one (accumulate, clip, AdamW, schedule); the reference 
 """
 
 import json
-import math
 import re
 import shutil
 from collections import defaultdict
 from pathlib import Path
-from types import SimpleNamespace
 
 import peft
 import torch
 import transformers
-import trl
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration, get_scheduler
-from trl.trainer.dpo_trainer import DPOTrainer
 
-VERSIONS = {"torch": "2.11.0", "transformers": "5.23.0", "peft": "0.21.2", "trl": "1.16.0"}
-found = {m: v.split("+")[0] for m, v in zip(VERSIONS, [torch.__version__, transformers.__version__, peft.__version__, trl.__version__])}
+VERSIONS = {"torch": "2.11.0", "transformers": "5.23.0", "peft": "0.21.2"}
+found = {m: v.split("+")[0] for m, v in zip(VERSIONS, [torch.__version__, transformers.__version__, peft.__version__])}
 assert found == VERSIONS, f"expected {VERSIONS}, found {found}"
 torch.set_num_threads(1)
 torch.use_deterministic_algorithms(True)
@@ -175,47 +171,10 @@ def write_schedules():
     write_json(HERE / "schedules.json", {"versions": VERSIONS, "learning_rate": peak, "max_steps": total, "warmup_steps": warmup, "schedules": curves})
 
 
-def trl_loss(loss_type, beta, chosen, rejected, reference):
-    """TRL's own `_compute_loss` on given per-token log-probs: the trainer and the model around it are stand-ins."""
-    prompt = 2
-    width = prompt + max(map(len, chosen + rejected))
-    mask = torch.zeros(2 * len(chosen), width, dtype=torch.long)
-    each = torch.zeros(2 * len(chosen), width - 1)
-    for i, values in enumerate(chosen + rejected):
-        mask[i, prompt : prompt + len(values)] = 1
-        each[i, prompt - 1 : prompt - 1 + len(values)] = torch.tensor(values)
-    each.requires_grad_()
-    nothing = torch.zeros(each.shape)
-    outputs = SimpleNamespace(log_probs=each, entropy=nothing, mean_logits=nothing, is_top1=nothing.bool())
-    same = SimpleNamespace(device=torch.device("cpu"), gather=lambda t: t, gather_for_metrics=lambda t: t)
-    trainer = SimpleNamespace(model=SimpleNamespace(training=True), accelerator=same, aux_loss_enabled=False, ld_alpha=None, precompute_ref_logps=True)
-    trainer.f_divergence_type, trainer.loss_types, trainer.loss_weights, trainer.beta = "reverse_kl", [loss_type], [1.0], beta
-    trainer.use_weighting, trainer._metrics, trainer._total_train_tokens, trainer._tp_size = False, {"train": defaultdict(list)}, 0, 1
-    inputs = {"input_ids": torch.ones_like(mask), "attention_mask": torch.ones_like(mask), "completion_mask": mask}
-    inputs |= {"ref_chosen_logps": torch.tensor(reference["chosen"]), "ref_rejected_logps": torch.tensor(reference["rejected"])}
-    loss = DPOTrainer._compute_loss(trainer, lambda **_: outputs, inputs, False)
-    loss.backward()
-    tokens = [each.grad[i, prompt - 1 : prompt - 1 + len(v)].tolist() for i, v in enumerate(chosen + rejected)]
-    metrics = {k: v[0] for k, v in trainer._metrics["train"].items() if k.startswith(("rewards/", "logps/"))}
-    return {"loss_type": loss_type, "beta": beta, "loss": loss.item(), "gradient_chosen": tokens[: len(chosen)], "gradient_rejected": tokens[len(chosen) :], "metrics": metrics}
-
-
-def write_trl_losses():
-    chosen = [[-1.5, -0.25, -3.0, -0.5], [-2.0, -0.125], [-4.5, -1.0, -0.75]]
-    rejected = [[-2.5, -1.25], [-0.5, -3.5, -1.0, -2.0, -0.25], [-6.0]]
-    reference = {"chosen": [-7.25, -2.0, -6.75], "rejected": [-3.5, -9.0, -4.0]}
-    cases = [trl_loss(t, b, chosen, rejected, reference) for t, b in [("sigmoid", 0.1), ("sigmoid", 0.5), ("sft", 0.1)]]
-    h = [sum(c) - rc - sum(r) + rr for c, r, rc, rr in zip(chosen, rejected, reference["chosen"], reference["rejected"])]
-    assert abs(cases[0]["loss"] - sum(math.log1p(math.exp(-0.1 * x)) for x in h) / 3) < 1e-6
-    given = {"log_probs_chosen": chosen, "log_probs_rejected": rejected, "reference_chosen": reference["chosen"], "reference_rejected": reference["rejected"]}
-    write_json(HERE / "trl_losses.json", {"versions": VERSIONS} | given | {"cases": cases})
-
-
 def main():
     for old in [p for p in HERE.iterdir() if p.is_dir() and p.name != "__pycache__"]:
         shutil.rmtree(old)
     write_schedules()
-    write_trl_losses()
     write_trajectory("dpo", AutoModelForCausalLM, "llama-tiny", make_pairs(8, False, 1), None, 51, 0.0, "all-linear")
     generator = torch.Generator().manual_seed(2)
     images = {name: torch.randn(4, 3, 28, 28, generator=generator) for name in ("images", "rejected_images")}

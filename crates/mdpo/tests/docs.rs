@@ -1,19 +1,20 @@
 //! Holds the documents at the root of the repository to the code: verbs, recipes, rows, files, tests, links and make targets.
 
-use mdpo::config::{Data, Overlong, ReferenceLogps, Run};
-use mdpo::data::{self, Need};
+use mdpo::config::{Data, Overlong, PairsFromScores, ReferenceLogps, Run, ScoreTies, TrainImages};
+use mdpo::data::{self, Need, Sides};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const DOCUMENTS: [&str; 9] = [
+const DOCUMENTS: [&str; 10] = [
     "README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "NOTICE",
     "docs/data.md",
+    "docs/objectives.md",
     "docs/recipes.md",
     "parity/README.md",
     "crates/demo/README.md",
@@ -98,9 +99,12 @@ fn the_row_of_the_readme_is_read() {
         overlong: Overlong::Refuse,
         max_skipped_rows: 0,
         shuffle: true,
+        pairs_from_scores: PairsFromScores::BestVsWorst,
+        odpo_ties: ScoreTies::Refuse,
+        train_images: TrainImages::Keep,
         reference_logps: ReferenceLogps::Computed,
     };
-    let found = data::load(&settings, Need::Pair).unwrap_or_else(|error| panic!("{error}"));
+    let found = data::load(&settings, &Need::of(Sides::Both), 0).unwrap_or_else(|error| panic!("{error}"));
     assert!(found.problems.is_empty(), "{:?}", found.problems);
     assert!(!found.examples.is_empty() && found.examples.len() == rows.lines().count());
     assert!(found.examples.iter().all(|example| example.images.len() == 1));

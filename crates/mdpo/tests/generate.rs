@@ -40,7 +40,7 @@ fn prompt(shape: &Shape, case: &Value) -> Tokens {
         let places: Vec<usize> = (0..ids.len()).filter(|&i| ids[i] == vision.image_token).collect();
         places.chunks(len).enumerate().map(|(image, run)| ImageSlot { start: run[0], len, image }).collect()
     });
-    Tokens { counted: vec![false; ids.len()], ids, images }
+    Tokens { counted: vec![false; ids.len()], ids, images, ..Tokens::default() }
 }
 
 /// The images of a case: as transformers made them where one is transparent, else decoded and processed by us.

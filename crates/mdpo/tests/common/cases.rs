@@ -70,13 +70,13 @@ pub fn prompt(model: &Model, case: &Value) -> Tokens {
         let places: Vec<usize> = (0..ids.len()).filter(|&i| ids[i] == vision.image_token).collect();
         places.chunks(len).enumerate().map(|(image, run)| ImageSlot { start: run[0], len, image }).collect()
     });
-    Tokens { counted: vec![false; ids.len()], ids, images }
+    Tokens { counted: vec![false; ids.len()], ids, images, ..Tokens::default() }
 }
 
 /// A response, all of whose tokens count.
 pub fn response(value: &Value) -> Tokens {
     let ids = ids(value);
-    Tokens { counted: vec![true; ids.len()], ids, images: Vec::new() }
+    Tokens { counted: vec![true; ids.len()], turns: std::iter::once(0..ids.len()).collect(), ids, images: Vec::new() }
 }
 
 /// The case as a packed batch of one prompt with two responses, and its pixels as transformers made them.

@@ -56,7 +56,8 @@ fn what_the_feed_gives_is_what_is_computed_on_the_spot_and_sizes_are_true() {
             assert_eq!(tokens, micro.packed.ids.len());
             assert!(run.batch.max_tokens.is_none_or(|budget| tokens <= budget || micro.examples.len() == 1));
             for (&i, places) in micro.examples.iter().zip(&micro.pairs) {
-                assert_eq!(inputs.sizes[i].chosen_labels, micro.packed.responses[places.chosen].labels.len());
+                let chosen = places.chosen.expect("a chosen answer");
+                assert_eq!(inputs.sizes[i].chosen_labels, micro.packed.responses[chosen].labels.len());
             }
         }
         for threads in [1, 4] {

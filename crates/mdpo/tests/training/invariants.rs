@@ -39,6 +39,10 @@ fn largest_gap(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
 }
 
+fn chosen(row: &ReferenceRow) -> f64 {
+    row.chosen.expect("a chosen answer")
+}
+
 /// A micro-batch without images gives the eyes nothing to learn from, and is no reason to stop.
 #[test]
 fn eyes_alone_train_on_rows_with_and_without_images() {
@@ -195,6 +199,32 @@ fn the_crop_changes_with_the_epoch_unless_it_is_drawn_once() {
     assert_eq!(crops("epoch", 1), second);
 }
 
+/// mDPO's "DPO (no image)", in its three readings.
+#[test]
+fn the_images_of_rows_are_shown_as_the_recipe_says() {
+    let lab = Lab::with_images();
+    let open = |how: &str| {
+        let run = lab.run("unused", &["loss_type=dpo", &format!("train_images={how}")]);
+        Inputs::open(&run, PictureCheck::Header).expect("inputs")
+    };
+    let kept = open("keep");
+    let first = |inputs: &Inputs| inputs.pictures(0, 0).expect("pictures").true_images[0].clone();
+    let picture = first(&kept);
+    let mean = kept.processor.as_ref().expect("a processor").mean_colour();
+    for (how, colour) in [("black", [0; 3]), ("mean_colour", mean)] {
+        let shown = first(&open(how));
+        assert_eq!(shown.dimensions(), picture.dimensions());
+        assert!(shown != picture && shown.pixels().all(|pixel| pixel.0 == colour), "{how}");
+    }
+    let dropped = open("drop");
+    assert!(dropped.pictures(0, 0).expect("pictures").true_images.is_empty());
+    let prompt = |inputs: &Inputs| inputs.encode(&inputs.examples[0]).expect("encoded").encoded.prompt;
+    let (with, without) = (prompt(&kept), prompt(&dropped));
+    assert_eq!((with.images.len(), without.images.len()), (1, 0));
+    assert!(without.ids.len() < with.ids.len() - with.images[0].len + 1);
+    assert_eq!(dropped.report.with_images, 0);
+}
+
 #[test]
 fn a_run_over_two_epochs_depends_on_when_the_crop_is_drawn() {
     let lab = Lab::with_images();
@@ -219,10 +249,10 @@ fn reference_rows_are_what_training_starts_from() {
     let corrupted: Vec<f64> = rows.iter().filter_map(|row| row.corrupted).collect();
     assert_eq!(corrupted.len(), 6);
     for (name, expected) in [
-        ("logps/chosen", mean(rows.iter().map(|row| row.chosen).collect())),
+        ("logps/chosen", mean(rows.iter().filter_map(|row| row.chosen).collect())),
         ("logps/rejected", mean(rows.iter().filter_map(|row| row.rejected).collect())),
         ("logps/corrupted", mean(corrupted)),
-        ("lengths/chosen", mean(rows.iter().map(|row| row.chosen_tokens as f64).collect())),
+        ("lengths/chosen", mean(rows.iter().filter_map(|row| row.chosen_tokens).map(|n| n as f64).collect())),
     ] {
         assert_near(curve(&outcome, name)[0], expected, 2e-5);
     }
@@ -242,7 +272,7 @@ fn a_continued_adapter_is_compared_with_itself_or_with_the_bare_model() {
     let (policy, base) = (log_probs(&run, Some(&adapter)), log_probs(&run, None));
     let losses = policy.iter().zip(&base).map(|(policy, base)| {
         let reward = |pick: fn(&ReferenceRow) -> f64| 0.1 * (pick(policy) - pick(base));
-        let chosen = reward(|row| row.chosen);
+        let chosen = reward(chosen);
         let rejected = reward(|row| row.rejected.expect("a rejected answer"));
         let corrupted = reward(|row| row.corrupted.expect("an image"));
         log_sigmoid_loss(chosen - rejected) + log_sigmoid_loss(chosen - corrupted) + log_sigmoid_loss(chosen)
@@ -270,7 +300,8 @@ fn sft_starts_at_the_mean_of_all_chosen_tokens_and_falls() {
         &["loss_type=sft", "per_device_train_batch_size=4", "gradient_accumulation_steps=2", "max_steps=12"],
     );
     let rows = log_probs(&lab.run("out", &["loss_type=sft"]), None);
-    let (sum, tokens) = rows.iter().fold((0.0, 0), |(sum, n), row| (sum - row.chosen, n + row.chosen_tokens));
+    let (sum, tokens) =
+        rows.iter().fold((0.0, 0), |(sum, n), row| (sum - chosen(row), n + row.chosen_tokens.expect("labels")));
     let losses = curve(&outcome, "loss");
     assert_near(losses[0], sum / tokens as f64, 1e-5);
     assert!(losses[11] < losses[0] - 0.05, "{losses:?}");
@@ -307,7 +338,7 @@ fn a_fully_trained_checkpoint_loads_again_and_answers_differently() {
     assert!(!model.unwrap_or_else(|error| panic!("{error}")).trainables.is_empty());
     let before = log_probs(&lab.run("unused", &[]), None);
     let after = log_probs(&lab.run("unused", &[&format!("model_name_or_path={}", out.display())]), None);
-    assert!(before.iter().zip(&after).all(|(a, b)| (a.chosen - b.chosen).abs() > 1e-3));
+    assert!(before.iter().zip(&after).all(|(a, b)| (chosen(a) - chosen(b)).abs() > 1e-3));
     let (before, after) = (tensors(&parity("model/llava-tiny").join(MODEL)), tensors(&out.join(MODEL)));
     let moved = |name: &&String| !before[*name].equal(&after[*name]);
     assert!(before.keys().filter(moved).all(|name| !name.starts_with("vision_tower")));
@@ -325,8 +356,8 @@ fn the_merged_checkpoint_answers_as_the_adapter_does() {
     let bare = log_probs(&lab.run("unused", &[]), None);
     let mut worst = 0.0f64;
     for ((adapter, merged), bare) in adapter.iter().zip(&merged).zip(&bare) {
-        assert!((adapter.chosen - bare.chosen).abs() > 1e-3, "the adapter does something");
-        worst = worst.max((adapter.chosen - merged.chosen).abs());
+        assert!((chosen(adapter) - chosen(bare)).abs() > 1e-3, "the adapter does something");
+        worst = worst.max((chosen(adapter) - chosen(merged)).abs());
         worst = worst.max((adapter.corrupted.expect("an image") - merged.corrupted.expect("an image")).abs());
     }
     println!("merged and adapter: {worst:.1e} nats");

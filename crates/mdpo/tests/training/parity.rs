@@ -1,4 +1,4 @@
-//! Short runs that PyTorch and peft made (`parity/training/generate.py`), step by step, and the adapters they ended with.
+//! Short runs that PyTorch and peft made (`parity/training/generate.py`), step by ready, step, and the adapters they ended with.
 
 use mdpo::config::{AdapterStart, Lora, Reference, Run, Targets};
 use mdpo::image::Pixels;
@@ -11,7 +11,7 @@ use mdpo::text::pack::PackedBatch;
 use mdpo::text::{ImageSlot, Tokens};
 use mdpo::train::{
     Clock, FeatureCache, ImageKey, KnownReference, Laps, Micro, Origin, Places, StepPlan, StepResult, Tower, evaluate,
-    step,
+    ready, step,
 };
 use mdpo::weights;
 use serde_json::Value;
@@ -75,7 +75,7 @@ impl Fixture {
                 images.extend(["images", "rejected_images"].map(|name| self.pixels(name, row)));
             }
             let corrupted = (!prompt.images.is_empty()).then_some(first + 2);
-            pairs.push(Places { chosen: first, rejected: Some(first + 1), corrupted });
+            pairs.push(Places { chosen: Some(first), rejected: Some(first + 1), corrupted, ..Places::default() });
         }
         let (image_keys, origins) = (images.iter().map(ImageKey::of).collect(), vec![Origin::Rejected; images.len()]);
         let batch = DeviceBatch::new(packed, Device::Cpu);
@@ -93,12 +93,12 @@ fn prompt(model: &Model, value: &Value) -> Tokens {
         let start = ids.iter().position(|&id| id == vision.image_token).expect("an image token");
         vec![ImageSlot { start, len: vision.tokens_per_image(), image: 0 }]
     });
-    Tokens { counted: vec![false; ids.len()], ids, images: slots }
+    Tokens { counted: vec![false; ids.len()], ids, images: slots, ..Tokens::default() }
 }
 
 fn response(value: &Value) -> Tokens {
     let ids = ids(value);
-    Tokens { counted: vec![true; ids.len()], ids, images: Vec::new() }
+    Tokens { counted: vec![true; ids.len()], turns: std::iter::once(0..ids.len()).collect(), ids, images: Vec::new() }
 }
 
 /// Trains as the fixture did and compares every number of every step.
@@ -124,15 +124,14 @@ fn follow(name: &str) -> Worst {
     for (index, expected) in steps.iter().enumerate() {
         let rows: Vec<usize> = ids(&expected["rows"]).into_iter().map(|row| row as usize).collect();
         let chosen_tokens = rows.iter().map(|&row| ids(&fixture.about["pairs"][row]["chosen_ids"]).len()).sum();
-        let totals = StepTotals { pairs: rows.len(), chosen_tokens };
+        let totals = StepTotals { pairs: rows.len(), chosen_tokens, answers: 2 * rows.len() };
         let mut loss = 0.0;
         let mut seen = 0;
         for rows in rows.chunks(run.batch.per_device) {
             let micro = fixture.micro(&model, rows);
             let [policy, reference] = [Role::Policy, Role::Reference].map(|role| evaluate(&model, &micro, role).sums);
             for (i, places) in micro.pairs.iter().enumerate() {
-                let views =
-                    [("chosen", Some(places.chosen)), ("rejected", places.rejected), ("corrupted", places.corrupted)];
+                let views = [("chosen", places.chosen), ("rejected", places.rejected), ("corrupted", places.corrupted)];
                 for (view, place) in views {
                     let Some(place) = place.map(|place| place as i64) else { continue };
                     let reward = beta * (policy.double_value(&[place]) - reference.double_value(&[place]));
@@ -143,15 +142,11 @@ fn follow(name: &str) -> Worst {
             seen += rows.len();
             let (objective, checkpointing) = (&run.objective, run.batch.checkpointing);
             let plan = StepPlan { objective, checkpointing, tower: Tower::Frozen, totals, dropout: None };
-            let StepResult { loss: sum, metrics, .. } = step(
-                &model,
-                &micro,
-                plan,
-                &mut KnownReference::nothing(&micro.batch.packed),
-                &mut FeatureCache::of_steps(),
-                &mut Clock::new(Laps::Unwaited, Device::Cpu),
-            )
-            .unwrap_or_else(|error| panic!("{error}"));
+            let known = KnownReference::nothing(&micro.batch.packed);
+            let clock = &mut Clock::new(Laps::Unwaited, Device::Cpu);
+            let done = ready(&model, micro, plan, known, &mut FeatureCache::of_steps(), clock)
+                .and_then(|ready| step(&model, &ready, plan, clock));
+            let StepResult { loss: sum, metrics, .. } = done.unwrap_or_else(|error| panic!("{error}"));
             assert!((metrics.mean("loss").expect("a loss") - sum / rows.len() as f64).abs() < 1e-12);
             loss += sum / totals.pairs as f64;
         }
