@@ -19,7 +19,7 @@ use std::time::{Duration, SystemTime};
 use tch::{Device, Tensor};
 
 /// Raised with every change to how log-probs are computed that may change a bit of them.
-const METHOD: u32 = 2;
+const METHOD: u32 = 3;
 
 /// All that a reference's log-probs depend on besides the prompt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
