@@ -16,7 +16,7 @@ pub(super) struct Reference {
     /// Apply this PEFT adapter; a run that continues it with `reference: adapter` takes what is kept under it
     #[arg(long)]
     adapter: Option<PathBuf>,
-    /// Where to write, one JSON object per pair of a row: `row`, `chosen`, `chosen_tokens`, `rejected`, `rejected_tokens`, `corrupted`
+    /// Where to write, one JSON object per pair of a row: `row`, `chosen`, `chosen_tokens`, `rejected`, `rejected_tokens`, `corrupted`, with `dmpo` also `chosen_turns` and `rejected_turns`; what a row lacks is left out
     #[arg(long)]
     output: PathBuf,
 }

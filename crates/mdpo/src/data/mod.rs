@@ -235,7 +235,7 @@ impl LeftOut {
     /// One line for each thing that was left out.
     pub fn lines(&self) -> Vec<String> {
         let counted = [
-            (self.rows, "row", "without a pair: no answer is better than another"),
+            (self.rows, "row", "left out: none of its answers is better than another"),
             (self.pairs, "pair", "whose chosen answer has not the higher score"),
         ];
         let told = counted.into_iter().filter(|(number, ..)| *number > 0);

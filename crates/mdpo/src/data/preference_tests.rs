@@ -108,7 +108,7 @@ fn rows_that_give_no_pair_are_left_out_and_counted() {
     assert!(message.ends_with("rows.jsonl: 2 rows and no pair: no answer is better than another"), "{message}");
     let lines = counted(1, 2).lines();
     let expected = [
-        "1 row without a pair: no answer is better than another",
+        "1 row left out: none of its answers is better than another",
         "2 pairs whose chosen answer has not the higher score",
     ];
     assert_eq!(lines, expected);

@@ -273,6 +273,11 @@ fn check_response(row: &Row, example: &Example, key: &str, response: &Response) 
         return Err(row.wrong(format!("`{key}` holds the mark `<image>`, responses have no images")));
     }
     match response {
+        Response::Messages(messages) if messages.windows(2).any(|two| two.iter().all(|m| m.role == "assistant")) => {
+            Err(row
+                .wrong(format!("`{key}` has two messages of the assistant in a row"))
+                .hint("join them into one, or put between them what they answer"))
+        }
         Response::Messages(messages) => check_marks(row, example, key, messages),
         Response::Text(_) => Ok(()),
     }

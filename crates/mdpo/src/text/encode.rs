@@ -544,8 +544,8 @@ fn shorten(row: &RowId, prompt: &Tokens, answers: &mut [Tokens], limit: usize, o
     }
     if overlong == Overlong::Refuse {
         let what = format!("the row is {longest} tokens long, `max_length` is {limit}");
-        let hint = "raise `max_length`, or set `truncation_mode: keep_start` to cut responses; where the recipe sets none, \
-                    the limit is the model's own";
+        let hint = "raise `max_length`, or set `truncation_mode: keep_start` to cut responses or `keep_turns` to leave out whole last turns; \
+                    where the recipe sets none, the limit is the model's own";
         return Err(Error::at(row, what).hint(hint));
     }
     let room = limit.saturating_sub(prompt.ids.len());

@@ -179,10 +179,10 @@ impl Inputs {
                 }
             }
         }
-        self.find_mismatched()?;
         self.report.digest = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
         let comparing = self.report.rows - self.report.left_out.rows;
         self.report.skipped = data::decide(problems, run.data.max_skipped_rows, comparing)?;
+        self.find_mismatched()?;
         if self.needs.corrupted && self.report.with_images == 0 {
             let hint = "use `loss_type: dpo`, or rows with `images`";
             return Err(Error::at("`loss_type`", "the objective compares images, but no row has one").hint(hint));

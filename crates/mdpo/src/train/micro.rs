@@ -129,6 +129,8 @@ pub enum Origin {
 /// Where a pair's answers are in the packed batch, and what its row says of them.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Places {
+    /// Which example of the micro-batch it is a pair of.
+    pub example: usize,
     /// The chosen answer under the true image; none for a row with one answer that is not wanted.
     pub chosen: Option<usize>,
     /// The rejected answer under the true image.
@@ -162,8 +164,8 @@ impl Prepared {
     /// An image that cannot be decoded, with its row.
     pub fn new(inputs: &Inputs, indices: &[usize], encoded: &[Encoded], epoch: usize) -> Result<Self> {
         let mut batch = Batch::new(inputs);
-        for (&index, encoded) in indices.iter().zip(encoded) {
-            batch.push(index, encoded, epoch)?;
+        for (example, (&index, encoded)) in indices.iter().zip(encoded).enumerate() {
+            batch.push(example, index, encoded, epoch)?;
         }
         let Batch { packed, images, origins, pairs, .. } = batch;
         let image_keys: Vec<ImageKey> = images.iter().map(ImageKey::of).collect();
@@ -230,8 +232,8 @@ impl<'a> Batch<'a> {
         Batch { inputs, packed, images, origins, sources: Vec::new(), pairs: Vec::new() }
     }
 
-    /// Adds example `index`: its prompt with all answers, and where the objective asks for it the chosen ones under the rejected image.
-    fn push(&mut self, index: usize, encoded: &Encoded, epoch: usize) -> Result<()> {
+    /// Adds example `index`, which is number `place` of the micro-batch: its prompt with all answers, and where the objective asks for it the chosen ones under the rejected image.
+    fn push(&mut self, place: usize, index: usize, encoded: &Encoded, epoch: usize) -> Result<()> {
         let (inputs, example) = (self.inputs, &self.inputs.examples[index]);
         let pictures = inputs.pictures(index, epoch)?;
         let true_images = self.true_images(&example.images, &pictures.true_images);
@@ -253,6 +255,7 @@ impl<'a> Batch<'a> {
                 [pair.chosen, pair.rejected].map(|answer| answer.map_or(0.0, |answer| of(&example.answers[answer])))
             };
             self.pairs.push(Places {
+                example: place,
                 chosen: pair.chosen.map(|answer| first + answer),
                 rejected: pair.rejected.map(|answer| first + answer),
                 corrupted: under(corrupted),

@@ -50,8 +50,8 @@ impl ReferencePrompt {
             let key = key(&packed.subset(&[place]), images);
             let inside = |answer: Option<usize>| answer.is_some_and(|answer| prompt.responses.contains(&answer));
             let own = |pair: &Places| inside(pair.chosen) || inside(pair.rejected);
-            let given = pairs.iter().position(own).and_then(|pair| inputs.examples[indices[pair]].reference);
-            let given = given.map(|sums| match prompt.responses.len() {
+            let row = pairs.iter().find(|pair| own(pair)).map(|pair| indices[pair.example]);
+            let given = row.and_then(|row| inputs.examples[row].reference).map(|sums| match prompt.responses.len() {
                 1 => vec![sums.chosen],
                 _ => vec![sums.chosen, sums.rejected],
             });

@@ -104,10 +104,13 @@ fn an_objective_of_the_whole_step_does_not_care_how_the_step_is_cut() {
 fn several_rejected_answers_to_a_prompt_are_pairs_that_share_it() {
     let answers = ["two dogs", "nothing at all, or nearly", "fog"];
     let pair = |rejected: Value| json!({"prompt": "USER: What? ASSISTANT:", "chosen": "a roof", "rejected": rejected});
-    let lab = Lab::new("llava-tiny", answers.map(|answer| pair(json!(answer))));
-    let keys = ["loss_type=dpo", "per_device_train_batch_size=3", "shuffle=false"];
+    let lab = Lab::new("llava-tiny", []);
+    // A row behind them, so that pairs and rows are numbered otherwise.
+    let other = || json!({"prompt": "USER: And? ASSISTANT:", "chosen": "a red roof", "rejected": "seven boats"});
+    lab.write_rows(answers.iter().map(|answer| pair(json!(answer))).chain([other()]));
+    let keys = ["loss_type=dpo", "per_device_train_batch_size=4", "shuffle=false"];
     let apart = train(&lab, "apart", &keys);
-    lab.write_rows([pair(json!(answers))]);
+    lab.write_rows([pair(json!(answers)), other()]);
     let together = train(&lab, "together", &keys);
     for metric in ["loss", "rewards/chosen", "rewards/margins", "grad_norm"] {
         for (a, b) in curve(&apart, metric).into_iter().zip(curve(&together, metric)) {
