@@ -79,10 +79,10 @@ pub struct Sides {
 }
 
 impl Sides {
-    /// That of a view's answer: the chosen one under whichever image, or the rejected one.
+    /// That of one of the two answers under the true image, by the name of its view.
     pub fn named(&self, view: &str) -> Option<&Tensor> {
         match view {
-            "chosen" | "corrupted" => Some(&self.chosen),
+            "chosen" => Some(&self.chosen),
             "rejected" => Some(&self.rejected),
             _ => None,
         }
