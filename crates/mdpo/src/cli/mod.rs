@@ -66,7 +66,7 @@ fn report_panics_in_one_message() {
         if crate::error::is_guarded() {
             return;
         }
-        eprintln!("error: {}", crate::Error::of_panic(panic.payload_as_str().unwrap_or("unknown")));
+        eprintln!("error: {}", crate::error::of_panic(panic.payload_as_str().unwrap_or("unknown")));
     }));
 }
 

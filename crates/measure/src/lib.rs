@@ -1,0 +1,10 @@
+//! What mdpo measures, from answers to figures to a page: nothing here needs libtorch.
+//!
+//! A [`benchmark`] reads its authors' files and gives questions; whoever answers them (a model of mdpo, or a file) gets [`Figures`] and
+//! one row per question back.
+
+pub mod error;
+pub mod figures;
+
+pub use error::{Error, Result};
+pub use figures::{Better, Figure, Figures};
