@@ -278,7 +278,8 @@ pub(super) fn find(written: &str) -> Option<&'static Key> {
 /// The candidate most like `written`, when one is alike enough to be meant.
 pub(super) fn nearest<'a>(written: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     // 0.7 lets `crpo` be `crop` and keeps `ipo` from being `dpo`.
-    let alike = |name: &str| strsim::normalized_damerau_levenshtein(&written.replace('-', "_"), name);
+    let written = written.replace('-', "_").to_lowercase();
+    let alike = |name: &str| strsim::normalized_damerau_levenshtein(&written, &name.to_lowercase());
     let scored = candidates.into_iter().map(|name| (alike(name), name));
     scored.filter(|(score, _)| *score >= 0.7).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, name)| name)
 }

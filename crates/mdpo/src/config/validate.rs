@@ -399,10 +399,16 @@ impl Recipe {
         }
         let (key, written, found) = (entry.key, entry.written.clone(), plain(&entry.value));
         // The names a key accepts stand in backticks in its description.
-        let choices = key.expects.split('`').skip(1).step_by(2);
+        let choices: Vec<&str> = key.expects.split('`').skip(1).step_by(2).collect();
+        // In a list the first name that is none of them.
+        let items = entry.value.as_array().map_or(std::slice::from_ref(&entry.value), Vec::as_slice);
+        let unknown = items.iter().map(plain).find(|item| !choices.contains(&item.as_str()));
+        let near = unknown.and_then(|name| keys::nearest(&name, choices));
+        let glued = entry.value.as_object().is_some_and(|map| map.iter().any(|(k, v)| k.contains(':') && v.is_null()));
         let scalar = entry.value.is_number() || entry.value.is_boolean();
         let quoted = Value::String(found.clone());
-        let hint = match keys::nearest(&found, choices) {
+        let hint = match near {
+            _ if glued => "YAML wants a space after the colon: `{name: weight}`".to_owned(),
             _ if scalar && convert(&quoted).is_some() => format!("put it in quotes: `{quoted}`"),
             Some(choice) => format!("did you mean `{choice}`?"),
             None if key.default == REQUIRED => "docs/recipes.md describes every key".to_owned(),

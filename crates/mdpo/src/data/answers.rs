@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::readability::FLESCH_KINCAID;
-use super::row::{Fields, Row, Value};
+use super::row::{Fields, Row, Value, shown};
 use super::shape::{count, lacks, missing, required};
 use super::{Need, Pair, Reading, Scores, Sides, scored};
 use crate::Result;
@@ -229,7 +229,10 @@ fn one(row: &mut Row) -> Result<Answers> {
 /// `chosen`, which is preferred to `rejected` or to each of several.
 fn preferred(row: &mut Row, need: &Need, ties: ScoreTies) -> Result<Answers> {
     let chosen = Side::one("chosen", "_chosen", required(row, "chosen")?);
-    let rejected = Side::list("rejected", "_rejected", required(row, "rejected")?);
+    let rejected = match required(row, "rejected")? {
+        Value::List(none) if none.is_empty() => return Err(row.wrong("`rejected` is empty")),
+        value => Side::list("rejected", "_rejected", value),
+    };
     let mut columns = chosen.columns(row, need)?;
     columns.extend(rejected.columns(row, need)?);
     let (mut pairs, mut left_out) = (Vec::new(), 0);
@@ -270,9 +273,15 @@ fn labelled(row: &mut Row, need: &Need) -> Result<Answers> {
 }
 
 fn label(row: &mut Row) -> Result<bool> {
-    match required(row, "label")? {
-        Value::Bool(good) => Ok(good),
-        Value::Number(number) if number == 0.0 || number == 1.0 => Ok(number == 1.0),
-        other => Err(row.wrong(format!("`label`: expected true or false, found {}", other.kind()))),
-    }
+    let found = match row.fields.take("label") {
+        Some(Value::Bool(good)) => return Ok(good),
+        Some(Value::Number(number)) if number == 0.0 || number == 1.0 => return Ok(number == 1.0),
+        Some(Value::Text(text)) => format!("the text `{}`", shown(&text)),
+        Some(other) => other.kind().to_owned(),
+        None if row.fields.names("label") => "null".to_owned(),
+        None => return Err(missing(row, "no `label`")),
+    };
+    Err(row
+        .wrong(format!("`label`: expected true or false, found {found}"))
+        .hint("true says that `completion` is a good answer, false that it is a bad one"))
 }

@@ -53,8 +53,12 @@ fn parse_line(path: &Path, row: usize, line: &[u8]) -> Result<Value> {
     serde_json::from_slice::<serde_json::Value>(line).map(Value::from).map_err(|error| {
         let id = RowId { file: path.into(), row };
         let problem = Error::at(id, format!("not JSON: {} (column {})", reason(&error), error.column()));
+        // Python's `json` writes them unless it is told not to.
+        let word = line.get(error.column().saturating_sub(1)..).unwrap_or_default();
         if line.trim_ascii() == b"[" {
             problem.hint("a JSONL file holds one object a line; name a file with an array of rows `.json`")
+        } else if ["N", "NaN", "I", "Infinity"].iter().any(|sign| word.starts_with(sign.as_bytes())) {
+            problem.hint("JSON has no `NaN` and no `Infinity`; leave such a number, or the row, out")
         } else {
             problem
         }

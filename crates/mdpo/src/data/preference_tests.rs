@@ -262,8 +262,16 @@ fn one_labelled_answer_is_a_pair_with_one_side() {
     let pair = parse(&folder, &json!({"prompt": "q", "chosen": "a", "rejected": "b"}), &KTO).unwrap();
     assert_eq!(outline(&pair).1, [(Some(0), Some(1))]);
     assert!(refused(&row(json!(true)), &PAIR).starts_with("no `chosen`; keys found: "));
-    assert!(refused(&row(json!(null)), &KTO).starts_with("no `label`; keys found: "));
-    assert_eq!(refused(&row(json!("yes")), &KTO), "`label`: expected true or false, found text");
+    assert!(refused(&row(json!(null)), &KTO).starts_with("`label`: expected true or false, found null\n"));
+    assert!(
+        refused(&row(json!("yes")), &KTO)
+            .starts_with("`label`: expected true or false, found the text `yes`\n  hint: true says")
+    );
+    let unlabelled = json!({"prompt": "q", "completion": "a"});
+    assert!(refused(&unlabelled, &KTO).starts_with("no `label`; keys found: "));
+    let scored =
+        |score: f64| json!({"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": score, "score_rejected": 0});
+    assert_eq!(refused(&scored(1e300), &ODPO), "`score_chosen`: expected a number of at most ±1e15, found 1e300");
     // What is called bad is not learned.
     assert_eq!(
         left_out(&[row(json!(true)), row(json!(false))], &SFT, |_| {}).unwrap(),

@@ -92,6 +92,11 @@ impl Fields {
         Ok(found)
     }
 
+    /// Whether there is a column `key`, with a value or without.
+    pub(super) fn names(&self, key: &str) -> bool {
+        self.0.iter().any(|(name, _)| name == key)
+    }
+
     /// Whether `key` has a value.
     pub(super) fn has(&self, key: &str) -> bool {
         self.0.iter().any(|(name, value)| name == key && *value != Value::Null)
@@ -120,6 +125,9 @@ impl Fields {
     }
 }
 
+/// The largest score, reward or log-prob that makes sense: squares and differences of such numbers stay finite in f32.
+const LARGEST: f64 = 1e15;
+
 /// A row and where it is.
 #[derive(Debug)]
 pub(super) struct Row<'a> {
@@ -142,8 +150,13 @@ impl Row<'_> {
     /// `value` as a finite number; `place` names it within the row.
     pub(super) fn number(&self, place: &str, value: &Value) -> Result<f64> {
         match value {
-            Value::Number(number) if number.is_finite() => Ok(*number),
-            Value::Number(number) => Err(self.wrong(format!("`{place}`: expected a finite number, found {number}"))),
+            Value::Number(number) if number.abs() <= LARGEST => Ok(*number),
+            Value::Number(number) if !number.is_finite() => {
+                Err(self.wrong(format!("`{place}`: expected a finite number, found {number}")))
+            }
+            Value::Number(number) => {
+                Err(self.wrong(format!("`{place}`: expected a number of at most ±{LARGEST:e}, found {number:e}")))
+            }
             other => Err(self.wrong(format!("`{place}`: expected a number, found {}", other.kind()))),
         }
     }

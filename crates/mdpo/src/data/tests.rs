@@ -565,6 +565,7 @@ fn unusable_rows_say_what_is_wrong() {
         (chat(json!({"rejected": [{"role": "assistant", "content": "a"}]})), "`chosen` and `rejected` are equal"),
         (with(json!({"chosen": " \n"})), "`chosen` is empty"),
         (chat(json!({"rejected": []})), "`rejected` is empty"),
+        (with(json!({"rejected": []})), "`rejected` is empty"),
         (chat(json!({"rejected": [{"role": "assistant", "content": []}]})), "`rejected` is empty"),
         (with(json!({"prompt": " ", "images": []})), "`prompt` is empty"),
         (with(json!({"prompt": [], "images": []})), "`prompt` is empty"),

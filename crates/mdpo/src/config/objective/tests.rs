@@ -55,6 +55,9 @@ fn contradictions_of_objectives_are_refused() {
         ("loss_type: hpo", "needs `rewards`"),
         ("loss_type: kto\nrewards: {a: 1}", "`rewards` belongs to `loss_type: hpo`"),
         ("loss_type: hpo\nrewards: {a: 1}\nhpo_preference: ipo\ndesirable_weight: 2", "`desirable_weight` belongs to"),
+        ("loss_type: mDPO", "did you mean `mdpo`?"),
+        ("loss_type: [dpo, Ipo]", "did you mean `ipo`?"),
+        ("loss_type: hpo\nrewards: {a:1}", "YAML wants a space after the colon"),
         ("loss_type: hpo\nrewards: {a: 1}\nhpo_preference: exo_pair", "`exo_pair` needs a `label_smoothing` above 0"),
     ] {
         let message = bad(lines, &[]);
