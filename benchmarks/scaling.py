@@ -15,18 +15,19 @@ from datetime import date
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-MIDDLE = {"images": 1, "words": 100, "batch": 2, "rank": 16, "loss": "dpo"}
+MIDDLE = {"images": 1, "words": 100, "batch": 2, "rank": 16, "answers": 2}
 ROWS = {
     "images": ("prompt, image tokens", [1, 2, 3, 5], lambda value: 576 * value),
     "words": ("response, tokens", [50, 100, 200, 400], lambda value: value),
     "batch": ("batch, pairs", [1, 2, 4], lambda value: value),
     "rank": ("LoRA rank", [4, 16, 64], lambda value: value),
-    "loss": ("answers to a prompt", ["sft", "dpo"], {"sft": 1, "dpo": 2}.get),
+    "answers": ("answers to a prompt", [1, 2, 4, 8], lambda value: value),
 }
 
 
-def write_pairs(inputs, images, words, rows, path):
-    """The first rows of the inputs with so many pictures in the prompt and so many words in each answer."""
+def write_pairs(inputs, images, words, answers, rows, path):
+    """The first rows of the inputs with so many pictures in the prompt, so many words in each answer, and so many answers: one chosen, the others
+    rejected, turned about so that no two are equal."""
     given = [json.loads(line) for line in (inputs / "pairs.jsonl").read_text().splitlines()]
     pictures = [name for row in given for name in row["images"]]
     lines = []
@@ -41,6 +42,10 @@ def write_pairs(inputs, images, words, rows, path):
             pieces = row[side][0]["content"].replace(".", "").split()
             pieces = (pieces * (words // len(pieces) + 1))[: words - 1]
             longer[side] = [{"role": "assistant", "content": " ".join(pieces)}]
+        if answers > 2:
+            said = longer["rejected"][0]["content"].split()
+            turned = [said[k:] + said[:k] for k in range(answers - 1)]
+            longer["rejected"] = [[{"role": "assistant", "content": " ".join(pieces)}] for pieces in turned]
         lines.append(json.dumps({"images": own, "prompt": prompt, **longer}))
     path.write_text("\n".join(lines) + "\n")
 
@@ -48,9 +53,9 @@ def write_pairs(inputs, images, words, rows, path):
 def measure(given, setting, scratch):
     rows = setting["batch"] * (given.steps + given.warmup)
     pairs = scratch / "pairs.jsonl"
-    write_pairs(given.inputs, setting["images"], setting["words"], rows, pairs)
+    write_pairs(given.inputs, setting["images"], setting["words"], setting["answers"], rows, pairs)
     keys = {
-        "dataset_name": pairs, "loss_type": setting["loss"], "per_device_train_batch_size": setting["batch"],
+        "dataset_name": pairs, "loss_type": "sft" if setting["answers"] == 1 else "dpo", "per_device_train_batch_size": setting["batch"],
         "lora_r": setting["rank"], "max_steps": given.steps + given.warmup, "output_dir": scratch / "out",
     }
     recipe = [line for line in (given.inputs / "dpo.yaml").read_text().splitlines() if not line.startswith(("adapter_name", "reference:", "beta"))]
