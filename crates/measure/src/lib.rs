@@ -5,6 +5,7 @@
 
 pub mod error;
 pub mod figures;
+pub mod judge;
 
 pub use error::{Error, Result};
 pub use figures::{Better, Figure, Figures};
