@@ -2,7 +2,9 @@
 
 use std::{collections::HashSet, fs, process::Command, time::Duration};
 
-use mdpo_measure::judge::{DEFAULT_KEY_ENV, End, Judge, JudgeSettings, Message, Part, Price, Request, Role, Spent, TokenLimit};
+use mdpo_measure::judge::{
+    DEFAULT_KEY_ENV, End, Judge, JudgeSettings, Message, Part, Price, Request, Role, Spent, TokenLimit,
+};
 use serde_json::json;
 use tempfile::tempdir;
 
@@ -17,7 +19,10 @@ fn a_request_is_a_chat_completion_with_the_key() {
     let server = Server::start([]);
     let judge = open(settings(server.url() + "/"));
     let reply = judge.ask(&asks(["What is it?"])).unwrap().remove(0).unwrap();
-    assert_eq!((reply.text.as_str(), reply.end, reply.model.as_deref()), ("What is it?", End::Complete, Some("judge-2024-01-01")));
+    assert_eq!(
+        (reply.text.as_str(), reply.end, reply.model.as_deref()),
+        ("What is it?", End::Complete, Some("judge-2024-01-01"))
+    );
     let asked = &server.asked()[0];
     assert_eq!(asked.line, "POST /v1/chat/completions HTTP/1.1");
     assert_eq!(asked.header("authorization"), Some(&*format!("Bearer {KEY}")));
@@ -29,7 +34,8 @@ fn a_request_is_a_chat_completion_with_the_key() {
 #[test]
 fn parameters_are_sent_as_they_are_set() {
     let server = Server::start([]);
-    let changed = JudgeSettings { temperature: None, limit: TokenLimit::MaxCompletionTokens(9), ..settings(server.url()) };
+    let changed =
+        JudgeSettings { temperature: None, limit: TokenLimit::MaxCompletionTokens(9), ..settings(server.url()) };
     let judge = Judge::with_key(changed, None).unwrap();
     let system = Message { role: Role::System, parts: vec![Part::Text("Be brief.".to_owned())] };
     let mut request = asks(["a"]).remove(0);
@@ -52,8 +58,12 @@ fn pictures_are_sent_as_they_are() {
     texts(&judge, &[request(picture.clone())]);
     let content = &server.asked()[0].body["messages"][0]["content"];
     // The name says JPEG, the bytes PNG.
-    let url = content[0]["image_url"]["url"].as_str().unwrap().strip_prefix("data:image/png;base64,").expect("a data URL");
-    assert_eq!(base64::Engine::decode(&base64::engine::general_purpose::STANDARD, url).unwrap(), fs::read(&picture).unwrap());
+    let url =
+        content[0]["image_url"]["url"].as_str().unwrap().strip_prefix("data:image/png;base64,").expect("a data URL");
+    assert_eq!(
+        base64::Engine::decode(&base64::engine::general_purpose::STANDARD, url).unwrap(),
+        fs::read(&picture).unwrap()
+    );
     assert_eq!(content[0]["type"], "image_url");
     assert_eq!(content[1], json!({"type": "text", "text": "What is it?"}));
     let problem = judge.ask(&[request(text.clone())]).unwrap_err().to_string();
@@ -83,7 +93,10 @@ fn nothing_is_asked_twice() {
     requests.extend(numbered(2));
     let first = texts(&judge, &requests);
     assert_eq!(server.asked().len(), 4);
-    assert_eq!(judge.spent(), Spent { answered: 4, cached: 2, prompt_tokens: 28, completion_tokens: 12, ..Spent::default() });
+    assert_eq!(
+        judge.spent(),
+        Spent { answered: 4, cached: 2, prompt_tokens: 28, completion_tokens: 12, ..Spent::default() }
+    );
 
     // Another process, another key, and five new requests.
     let later = Judge::with_key(cached(server.url(), folder.path()), None).unwrap();
@@ -135,7 +148,8 @@ fn a_damaged_answer_is_noticed_and_asked_again() {
     }
     // A file under the name of another request is damage too.
     texts(&open(cached(server.url(), folder.path())), &asks(["another"]));
-    let other = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).find(|path| *path != file).unwrap();
+    let other =
+        fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).find(|path| *path != file).unwrap();
     fs::copy(&file, &other).unwrap();
     assert_eq!(texts(&open(cached(server.url(), folder.path())), &asks(["another"])), ["another"]);
 }
@@ -173,7 +187,15 @@ fn cost_counts_what_was_paid_for_and_nothing_else() {
     let judge = open(at_once(1, JudgeSettings { price: Some(price), ..cached(server.url(), folder.path()) }));
     texts(&judge, &asks(["a", "b", "a"]));
     let spent = judge.spent();
-    let expected = Spent { answered: 2, cached: 1, retries: 1, unmetered: 1, prompt_tokens: 107, completion_tokens: 13, ..Spent::default() };
+    let expected = Spent {
+        answered: 2,
+        cached: 1,
+        retries: 1,
+        unmetered: 1,
+        prompt_tokens: 107,
+        completion_tokens: 13,
+        ..Spent::default()
+    };
     assert_eq!(spent, expected);
     assert!((spent.cost(price) - (107.0 * 2.0 + 13.0 * 10.0) / 1e6).abs() < 1e-12);
 }
@@ -184,7 +206,9 @@ const CHILD: &str = "MDPO_TEST_JUDGE";
 fn with_environment(test: &str, url: &str, variables: &[(&str, String)]) {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args([&format!("answers::{test}"), "--exact", "--nocapture"]).env(CHILD, url);
-    for name in ["ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "NO_PROXY", "no_proxy"] {
+    for name in
+        ["ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "NO_PROXY", "no_proxy"]
+    {
         command.env_remove(name);
     }
     let output = command.envs(variables.iter().map(|(name, value)| (name, value))).output().unwrap();
@@ -206,8 +230,13 @@ fn the_key_comes_from_the_environment() {
     }
     let server = Server::start([]);
     let variables = [(DEFAULT_KEY_ENV, "first\n"), ("MDPO_TEST_KEY", "second"), ("MDPO_TEST_BAD_KEY", "hidden\nkey")];
-    with_environment("the_key_comes_from_the_environment", &server.url(), &variables.map(|(name, value)| (name, value.to_owned())));
-    let keys: Vec<String> = server.asked().iter().map(|asked| asked.header("authorization").unwrap().to_owned()).collect();
+    with_environment(
+        "the_key_comes_from_the_environment",
+        &server.url(),
+        &variables.map(|(name, value)| (name, value.to_owned())),
+    );
+    let keys: Vec<String> =
+        server.asked().iter().map(|asked| asked.header("authorization").unwrap().to_owned()).collect();
     assert_eq!(keys, ["Bearer first", "Bearer second"]);
 }
 
@@ -220,8 +249,10 @@ fn a_proxy_is_used_for_other_machines_only() {
         assert!(problem.contains("cannot be reached"), "{problem}");
         return;
     }
-    let (server, proxy) = (Server::start([]), Server::scripted(|_| Some(Act::Say("502 Bad Gateway", "", String::new()))));
-    let variables = ["http_proxy", "https_proxy", "ALL_PROXY"].map(|name| (name, format!("http://127.0.0.1:{}", proxy.port())));
+    let (server, proxy) =
+        (Server::start([]), Server::scripted(|_| Some(Act::Say("502 Bad Gateway", "", String::new()))));
+    let variables =
+        ["http_proxy", "https_proxy", "ALL_PROXY"].map(|name| (name, format!("http://127.0.0.1:{}", proxy.port())));
     with_environment("a_proxy_is_used_for_other_machines_only", &server.url(), &variables);
     assert_eq!(server.asked().len(), 1);
     let lines: Vec<String> = proxy.asked().into_iter().map(|asked| asked.line).collect();

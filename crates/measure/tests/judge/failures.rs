@@ -62,12 +62,16 @@ fn a_slow_answer_is_asked_for_again() {
 #[test]
 fn the_wait_that_the_judge_asks_for_is_kept_by_all() {
     // The first request is refused for 1.2 s, the second comes while that time runs.
-    let server = Server::start([say("429 Too Many Requests", "Retry-After: 1.2\r\n", ""), Act::Slow(Duration::from_millis(300))]);
+    let server = Server::start([
+        say("429 Too Many Requests", "Retry-After: 1.2\r\n", ""),
+        Act::Slow(Duration::from_millis(300)),
+    ]);
     let judge = open(at_once(2, settings(server.url())));
     assert_eq!(texts(&judge, &numbered(4)).len(), 4);
     let asked = server.asked();
     let start = asked[0].at;
-    let early: Vec<Duration> = asked.iter().skip(2).map(|asked| asked.at - start).filter(|at| *at < Duration::from_millis(1150)).collect();
+    let early: Vec<Duration> =
+        asked.iter().skip(2).map(|asked| asked.at - start).filter(|at| *at < Duration::from_millis(1150)).collect();
     assert!(early.is_empty(), "{early:?}");
     assert_eq!(asked.len(), 5);
 }
@@ -82,12 +86,24 @@ fn a_wait_that_is_too_long_is_told() {
 #[test]
 fn what_will_not_pass_ends_the_call_at_once() {
     for (act, what, hint) in [
-        (say("400 Bad Request", "", "{\"error\": {\"message\": \"Unsupported parameter:\\n 'max_tokens'\"}}"), "400 Bad Request: Unsupported parameter: 'max_tokens'", "parameters"),
+        (
+            say("400 Bad Request", "", "{\"error\": {\"message\": \"Unsupported parameter:\\n 'max_tokens'\"}}"),
+            "400 Bad Request: Unsupported parameter: 'max_tokens'",
+            "parameters",
+        ),
         (say("401 Unauthorized", "", ""), "401 Unauthorized", "check the key in `OPENAI_API_KEY`"),
         (say("403 Forbidden", "", "{\"message\": \"no\"}"), "403 Forbidden: no", "`--judge-model`"),
         (say("404 Not Found", "", "{\"error\": \"no model\"}"), "404 Not Found: no model", "`/v1`"),
-        (say("301 Moved Permanently", "Location: https://other.example/v1/chat/completions\r\n", ""), "301 Moved Permanently", "https://other.example/v1/chat/completions"),
-        (say("429 Too Many Requests", "", "{\"error\": {\"message\": \"pay\", \"code\": \"insufficient_quota\"}}"), "429 Too Many Requests: pay", "no credit"),
+        (
+            say("301 Moved Permanently", "Location: https://other.example/v1/chat/completions\r\n", ""),
+            "301 Moved Permanently",
+            "https://other.example/v1/chat/completions",
+        ),
+        (
+            say("429 Too Many Requests", "", "{\"error\": {\"message\": \"pay\", \"code\": \"insufficient_quota\"}}"),
+            "429 Too Many Requests: pay",
+            "no credit",
+        ),
     ] {
         let server = Server::scripted(move |_| Some(act.clone()));
         let judge = open(at_once(1, settings(server.url())));
@@ -134,9 +150,15 @@ fn one_that_fails_for_good_leaves_the_others() {
     let server = Server::scripted(move |asked| broken(&asked.text()));
     let judge = open(JudgeSettings { retries: 2, ..settings(server.url()) });
     let replies = judge.ask(&numbered(6)).unwrap();
-    let failed: Vec<String> = replies.iter().filter_map(|reply| reply.as_ref().err().map(ToString::to_string)).collect();
+    let failed: Vec<String> =
+        replies.iter().filter_map(|reply| reply.as_ref().err().map(ToString::to_string)).collect();
     assert_eq!(failed.len(), 1);
-    assert!(replies[2].is_err() && failed[0].contains("asked 3 times") && failed[0].contains("500 Internal Server Error: oh"), "{failed:?}");
+    assert!(
+        replies[2].is_err()
+            && failed[0].contains("asked 3 times")
+            && failed[0].contains("500 Internal Server Error: oh"),
+        "{failed:?}"
+    );
     assert_eq!((judge.spent().failed, judge.spent().answered, judge.spent().retries), (1, 5, 2));
 }
 
@@ -152,9 +174,18 @@ fn a_judge_that_keeps_failing_is_left_alone() {
 #[test]
 fn a_cut_or_filtered_answer_is_an_answer_and_says_so() {
     let silent = "{\"choices\": [{\"message\": {\"content\": null}, \"finish_reason\": \"length\"}]}";
-    let server = Server::start([Act::Completion("The cat", "length"), Act::Completion("", "content_filter"), say("200 OK", "", silent)]);
+    let server = Server::start([
+        Act::Completion("The cat", "length"),
+        Act::Completion("", "content_filter"),
+        say("200 OK", "", silent),
+    ]);
     let judge = open(at_once(1, settings(server.url())));
-    let ends: Vec<(String, End)> = judge.ask(&numbered(3)).unwrap().into_iter().map(|reply| reply.map(|reply| (reply.text, reply.end)).unwrap()).collect();
+    let ends: Vec<(String, End)> = judge
+        .ask(&numbered(3))
+        .unwrap()
+        .into_iter()
+        .map(|reply| reply.map(|reply| (reply.text, reply.end)).unwrap())
+        .collect();
     assert_eq!(ends, [("The cat".to_owned(), End::Length), (String::new(), End::Filter), (String::new(), End::Length)]);
     assert_eq!(server.asked().len(), 3);
 }
@@ -167,9 +198,17 @@ fn settings_that_cannot_be_right_are_told_together() {
     }
     let with_password = problem(settings("https://me:word@example.com/v1"));
     assert!(with_password.contains("without user and password") && !with_password.contains("word@"), "{with_password}");
-    let wrong = JudgeSettings { model: " ".to_owned(), temperature: Some(f64::NAN), timeout: Duration::ZERO, ..settings("http://localhost") };
+    let wrong = JudgeSettings {
+        model: " ".to_owned(),
+        temperature: Some(f64::NAN),
+        timeout: Duration::ZERO,
+        ..settings("http://localhost")
+    };
     assert!(problem(wrong).starts_with("3 problems"));
-    for (url, line) in [("/v1/chat/completions", "POST /v1/chat/completions HTTP/1.1"), ("?version=1", "POST /chat/completions?version=1 HTTP/1.1")] {
+    for (url, line) in [
+        ("/v1/chat/completions", "POST /v1/chat/completions HTTP/1.1"),
+        ("?version=1", "POST /chat/completions?version=1 HTTP/1.1"),
+    ] {
         let server = Server::start([say("200 OK", "", &completion("yes", "stop"))]);
         texts(&open(settings(server.url().replace("/v1", "") + url)), &asks(["a"]));
         assert_eq!(server.asked()[0].line, line);

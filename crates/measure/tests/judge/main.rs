@@ -13,7 +13,11 @@ const KEY: &str = "sk-a-key-of-the-tests";
 
 /// A patient judge that waits next to nothing between retries.
 fn settings(url: impl Into<String>) -> JudgeSettings {
-    JudgeSettings { backoff: Duration::from_millis(2), timeout: Duration::from_secs(60), ..JudgeSettings::new(url, "judge") }
+    JudgeSettings {
+        backoff: Duration::from_millis(2),
+        timeout: Duration::from_secs(60),
+        ..JudgeSettings::new(url, "judge")
+    }
 }
 
 fn cached(url: impl Into<String>, folder: &Path) -> JudgeSettings {

@@ -34,7 +34,9 @@ fn answered(items: &[Item]) -> Vec<Answered<'_>> {
 /// The grades of the authors' example, by the number in the question.
 fn grades(asked: &Asked) -> Option<Act> {
     let number = asked.text().split("What is number ").nth(1)?.split('?').next()?.parse::<usize>().ok()?;
-    let verdict = ["Rating: 6", "Rating: 2", "It is wrong.", "RATING: 3", "Rating: 5", "Rating: 1", "Rating: 4", "Rating: 3"][number];
+    let verdict =
+        ["Rating: 6", "Rating: 2", "It is wrong.", "RATING: 3", "Rating: 5", "Rating: 1", "Rating: 4", "Rating: 3"]
+            [number];
     Some(Act::Completion(verdict, "stop"))
 }
 
@@ -49,17 +51,24 @@ fn grades_of_a_judge_become_figures_and_rows() {
     };
     let judge = open(cached(server.url(), cache.path()));
     let scored = mmhal::score(&answered(&items), "llava", &judge, &Options::default()).unwrap();
-    let values: Vec<(&str, Option<f64>)> = scored.figures.figures.iter().map(|figure| (figure.name.as_str(), figure.value)).collect();
+    let values: Vec<(&str, Option<f64>)> =
+        scored.figures.figures.iter().map(|figure| (figure.name.as_str(), figure.value)).collect();
     assert_eq!(values[..2], [("score", Some(3.0)), ("hallucination rate", Some(37.5))]);
     assert_eq!(values[3..5], [("score attribute", Some(3.75)), ("score counting", Some(2.25))]);
-    assert_eq!((scored.figures.benchmark.as_str(), scored.figures.model.as_str(), scored.figures.answers), ("mmhal", "llava", 8));
+    assert_eq!(
+        (scored.figures.benchmark.as_str(), scored.figures.model.as_str(), scored.figures.answers),
+        ("mmhal", "llava", 8)
+    );
     assert_eq!(scored.ungraded, [("2".to_owned(), Ungraded::Unclear)]);
     assert!(scored.failed.is_empty());
     let row = serde_json::to_value(&scored.rows[0]).unwrap();
     let image = folder.path().canonicalize().unwrap().join("0.png");
-    assert_eq!(row, json!({
-        "id": "0", "image": image, "question": "What is number 0?", "answer": "It is bread.", "type": "attribute", "verdict": "Rating: 6", "score": 6,
-    }));
+    assert_eq!(
+        row,
+        json!({
+            "id": "0", "image": image, "question": "What is number 0?", "answer": "It is bread.", "type": "attribute", "verdict": "Rating: 6", "score": 6,
+        })
+    );
 
     // Again, from the cache alone: the same figures, intervals included.
     let again = mmhal::score(&answered(&items), "llava", &judge, &Options::default()).unwrap();

@@ -82,7 +82,8 @@ impl Server {
     fn listen(acts: VecDeque<Act>, script: Script) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port on loopback");
         let port = listener.local_addr().expect("an address").port();
-        let shared = Arc::new(Shared { acts: Mutex::new(acts), script, asked: Mutex::default(), busy: Mutex::default() });
+        let shared =
+            Arc::new(Shared { acts: Mutex::new(acts), script, asked: Mutex::default(), busy: Mutex::default() });
         let served = Arc::clone(&shared);
         // Ends with the test's process.
         thread::spawn(move || {
@@ -163,7 +164,9 @@ fn answer(mut stream: &TcpStream, asked: &Asked, act: &Act, done: impl FnOnce())
         Act::Say(status, headers, body) => (*status, *headers, body.clone()),
         Act::CutBody => {
             done();
-            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{\"choices\": [{\"message\": {\"content\": \"Ra")?;
+            stream.write_all(
+                b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{\"choices\": [{\"message\": {\"content\": \"Ra",
+            )?;
             return closed();
         }
         Act::HangUp => {
