@@ -7,7 +7,7 @@ pub mod error;
 pub mod figures;
 mod files;
 pub mod interval;
-pub mod judge;
+pub mod nouns;
 pub mod benchmark;
 
 pub use error::{Error, Result};
