@@ -8,6 +8,7 @@ pub mod figures;
 mod files;
 pub mod interval;
 pub mod nouns;
+pub mod judge;
 pub mod benchmark;
 
 pub use error::{Error, Result};

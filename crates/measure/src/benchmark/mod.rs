@@ -9,6 +9,7 @@ pub mod answers;
 mod binary;
 pub mod chair;
 pub mod coco;
+pub mod mmhal;
 pub mod objects;
 pub mod poll;
 pub mod pope;
