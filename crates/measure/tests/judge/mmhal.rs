@@ -16,7 +16,7 @@ fn questions(count: usize) -> (TempDir, Vec<Item>) {
     let folder = tempdir().unwrap();
     let entry = |index: usize| {
         json!({
-            "question_type": ["attribute", "counting"][index % 2], "question_topic": "food", "image_id": format!("{index}"),
+            "question_type": (["attribute", "counting"][index % 2]), "question_topic": "food", "image_id": format!("{index}"),
             "image_src": format!("https://photos.example/{index}.png"), "image_content": ["Bread", "Table"],
             "question": format!("What is number {index}?"), "gt_answer": "Bread.",
         })
