@@ -5,6 +5,11 @@
 
 pub mod error;
 pub mod figures;
+mod files;
+pub mod interval;
+pub mod nouns;
+pub mod judge;
+pub mod benchmark;
 
 pub use error::{Error, Result};
 pub use figures::{Better, Figure, Figures};
