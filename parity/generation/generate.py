@@ -2,8 +2,8 @@
 
     python parity/generation/generate.py     # reads the checkpoints of parity/model, rewrites answers.json beside this file
 
-Every run is a left-padded batch. The generator asserts that each answer is what its prompt gets alone, and what the same model in f64 says, so that
-no answer hangs on a rounding. `parity/README.md` describes the file.
+Every run is a left-padded batch. The generator asserts that each answer is what its prompt gets alone from the same model in f64, so that no answer
+hangs on a rounding. `parity/README.md` describes the file.
 """
 
 import itertools
@@ -80,15 +80,19 @@ def answers(model, encoded, eos, **settings):
     ended = []
     for row in out[:, longest:].tolist():
         end = next((i + 1 for i, token in enumerate(row) if token in eos), len(row))
-        assert all(token == 0 for token in row[end:])
+        assert all(token in (0, eos[0]) for token in row[end:])  # beam search takes a pad id of 0 for none
         ended.append(row[:end])
     return ended
 
 
 def settings():
     yield {"num_beams": 1}
-    for beams, penalty, early in itertools.product([2, 3, 4], [0.0, 1.0, 2.0], [False, True, "never"]):
-        yield {"num_beams": beams, "length_penalty": penalty, "early_stopping": early}
+    penalties, stoppings = [0.0, 1.0, 2.0], [False, True, "never"]
+    for penalty, early in itertools.product(penalties, stoppings):
+        yield {"num_beams": 3, "length_penalty": penalty, "early_stopping": early}
+    for penalty, early in zip(penalties, stoppings):
+        yield {"num_beams": 2, "length_penalty": penalty, "early_stopping": early}
+        yield {"num_beams": 4, "length_penalty": 2.0 - penalty, "early_stopping": early}
     yield {"num_beams": 3, "length_penalty": -1.0, "early_stopping": "never"}
 
 
@@ -102,8 +106,8 @@ def runs(folder, adapter, prompts):
     written = [{"num_beams": 1, "eos_token_id": [2], "answers": freely}]
     for one in settings():
         together = answers(narrow, encoded, often, **one)
-        assert together == [answers(narrow, [prompt], often, **one)[0] for prompt in encoded], (one, "the batch matters")
-        assert together == answers(wide, encoded, often, **one), (one, "rounding matters")
+        # One by one, since under padding transformers' f64 is NaN.
+        assert together == [answers(wide, [prompt], often, **one)[0] for prompt in encoded], (one, "batch or rounding matters")
         written.append(one | {"eos_token_id": often, "answers": together})
     lengths = {len(row) for run in written[1:] for row in run["answers"]}
     assert len(lengths) > 3, lengths
@@ -113,7 +117,7 @@ def runs(folder, adapter, prompts):
 
 
 def main():
-    cases = [("llava-tiny", None), ("llava-tiny", "adapter"), ("llava-tiny-full", None), ("llama-tiny", "adapter"), ("qwen2-tiny", None)]
+    cases = [("llava-tiny", None), ("llava-tiny", "adapter"), ("llama-tiny", "adapter"), ("qwen2-tiny", None)]
     models = [runs(MODELS / name, adapter, LLAVA_PROMPTS if "llava" in name else TEXT_PROMPTS) for name, adapter in cases]
     text = json.dumps({"versions": VERSIONS, "models": models}, indent=1)
     text = re.sub(r"\[[-\d.,\s]+\]", lambda m: " ".join(m[0].split()), text)  # a list of numbers on one line

@@ -201,8 +201,7 @@ impl<'a> Batch<'a> {
         let place = |seen: &[(Arc<Pixels>, Tensor)], picture: &Arc<Pixels>| {
             seen.iter().position(|(known, _)| Arc::ptr_eq(known, picture))
         };
-        let new: Vec<&Arc<Pixels>> =
-            pictures.iter().filter(|picture| place(&self.seen, picture).is_none()).collect();
+        let new: Vec<&Arc<Pixels>> = pictures.iter().filter(|picture| place(&self.seen, picture).is_none()).collect();
         let pixels: Vec<&Pixels> = new.iter().map(|picture| picture.as_ref()).collect();
         if let Some(features) = tch::no_grad(|| self.model.features(&pixels, POLICY)) {
             self.seen.extend(new.into_iter().cloned().zip(features.split(1, 0)));
@@ -369,7 +368,8 @@ impl Likely {
     /// libtorch counts NaN as the largest number, so that it is found where there is one.
     fn is_finite(&self, answer: usize) -> bool {
         let values = self.values(answer);
-        values.iter().all(|value| !value.is_nan()) && values.iter().copied().fold(f32::NEG_INFINITY, f32::max).is_finite()
+        values.iter().all(|value| !value.is_nan())
+            && values.iter().copied().fold(f32::NEG_INFINITY, f32::max).is_finite()
     }
 
     fn best(&self, answer: usize) -> u32 {

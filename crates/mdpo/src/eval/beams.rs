@@ -142,6 +142,9 @@ mod tests {
         assert!(early < late && late == 4, "{early} {late}");
         assert_eq!((yes, never), (vec![1, STOP], vec![1; 4]));
         // Without a penalty no longer answer can be better than one that has ended.
-        assert_eq!(run(search(EarlyStopping::Never, 0.0), |_| vec![(STOP, -0.1), (1, -3.0), (2, -3.1), (3, -4.0)]).1, 2);
+        assert_eq!(
+            run(search(EarlyStopping::Never, 0.0), |_| vec![(STOP, -0.1), (1, -3.0), (2, -3.1), (3, -4.0)]).1,
+            2
+        );
     }
 }

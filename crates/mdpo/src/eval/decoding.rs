@@ -46,9 +46,14 @@ impl Decoding {
             return Err(Error::at("`num_beams`", "expected at least 1, found 0"));
         }
         if beams == 1 {
-            let named = [("`length_penalty`", search.length_penalty.is_some()), ("`early_stopping`", search.early_stopping.is_some())];
+            let named = [
+                ("`length_penalty`", search.length_penalty.is_some()),
+                ("`early_stopping`", search.early_stopping.is_some()),
+            ];
             return match named.into_iter().find(|(_, given)| *given) {
-                Some((name, _)) => Err(Error::at(name, "has no effect without beams").hint("set `num_beams` above 1 too")),
+                Some((name, _)) => {
+                    Err(Error::at(name, "has no effect without beams").hint("set `num_beams` above 1 too"))
+                }
                 None => Ok(Decoding::Sampling(sampling)),
             };
         }
@@ -200,7 +205,8 @@ mod tests {
     #[test]
     fn settings_of_a_search_need_beams() {
         let (none, greedy) = (Search::default(), Sampling::Greedy);
-        let beams = |count, length_penalty, early_stopping| Decoding::Beams(Beams { count, length_penalty, early_stopping });
+        let beams =
+            |count, length_penalty, early_stopping| Decoding::Beams(Beams { count, length_penalty, early_stopping });
         assert_eq!(Decoding::new(greedy, 1, none).unwrap(), Decoding::Sampling(greedy));
         assert_eq!(Decoding::new(greedy, 3, none).unwrap(), beams(3, 1.0, EarlyStopping::Heuristic));
         let search = Search { length_penalty: Some(-0.5), early_stopping: Some(EarlyStopping::Never) };
