@@ -7,14 +7,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const DOCUMENTS: [&str; 11] = [
+const DOCUMENTS: [&str; 13] = [
     "README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "NOTICE",
     "docs/data.md",
+    "docs/evaluation.md",
     "docs/generation.md",
+    "docs/judge.md",
     "docs/objectives.md",
     "docs/recipes.md",
     "parity/README.md",

@@ -78,8 +78,8 @@ pub(super) struct Generate {
     device: config::Device,
 }
 
-const DTYPES: [(&str, Kind); 3] = [("float32", Kind::Float), ("bfloat16", Kind::BFloat16), ("float16", Kind::Half)];
-const DEVICES: [(&str, config::Device); 3] =
+pub(super) const DTYPES: [(&str, Kind); 3] = [("float32", Kind::Float), ("bfloat16", Kind::BFloat16), ("float16", Kind::Half)];
+pub(super) const DEVICES: [(&str, config::Device); 3] =
     [("auto", config::Device::Auto), ("cpu", config::Device::Cpu), ("cuda", config::Device::Cuda)];
 
 const STOPPINGS: [(&str, EarlyStopping); 3] =
@@ -89,11 +89,11 @@ fn stopping(name: &str) -> EarlyStopping {
     STOPPINGS.iter().find(|(other, _)| *other == name).map_or(EarlyStopping::Heuristic, |(_, stopping)| *stopping)
 }
 
-fn dtype(name: &str) -> Kind {
+pub(super) fn dtype(name: &str) -> Kind {
     DTYPES.iter().find(|(other, _)| *other == name).map_or(Kind::Float, |(_, kind)| *kind)
 }
 
-fn device(name: &str) -> config::Device {
+pub(super) fn device(name: &str) -> config::Device {
     DEVICES.iter().find(|(other, _)| *other == name).map_or(config::Device::Auto, |(_, device)| *device)
 }
 

@@ -69,6 +69,13 @@ impl Answers {
         self.by_id.get(id).map(|(_, answer)| answer.as_str())
     }
 
+    /// Names of questions and answers, in the order in which they were given.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        let mut all: Vec<_> = self.by_id.iter().map(|(id, (row, answer))| (*row, id.as_str(), answer.as_str())).collect();
+        all.sort_unstable();
+        all.into_iter().map(|(_, id, answer)| (id, answer))
+    }
+
     /// Sees to it that the questions exist.
     pub(super) fn check_known(&self, known: &HashSet<String>, benchmark: Benchmark) -> Result<()> {
         let unknown = self.by_id.iter().filter(|(id, _)| !known.contains(*id));

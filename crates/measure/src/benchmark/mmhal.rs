@@ -284,6 +284,16 @@ pub struct Scored {
     pub failed: Vec<(String, Error)>,
 }
 
+impl Scored {
+    /// Writes `rows.jsonl` and then `metrics.json` into `folder`, which is made if it is not there.
+    ///
+    /// # Errors
+    /// A folder that cannot be made or written to, a full disk.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        super::write(folder, &self.rows, &self.figures)
+    }
+}
+
 /// Why a verdict has no grade.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ungraded {

@@ -157,18 +157,23 @@ impl Scored {
     /// # Errors
     /// A folder that cannot be made or written to, a full disk.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        std::fs::create_dir_all(folder).map_err(|error| Error::io("create", folder, &error))?;
-        let text = |error: serde_json::Error| Error::at(folder.display(), format!("cannot write figures: {error}"));
-        let mut rows = Vec::new();
-        for row in &self.rows {
-            serde_json::to_writer(&mut rows, row).map_err(text)?;
-            rows.push(b'\n');
-        }
-        files::write(&folder.join("rows.jsonl"), &rows)?;
-        let mut figures = serde_json::to_vec_pretty(&self.figures).map_err(text)?;
-        figures.push(b'\n');
-        files::write(&folder.join("metrics.json"), &figures)
+        write(folder, &self.rows, &self.figures)
     }
+}
+
+/// Writes an evaluation folder.
+fn write<R: Serialize>(folder: &Path, rows: &[R], figures: &Figures) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(|error| Error::io("create", folder, &error))?;
+    let text = |error: serde_json::Error| Error::at(folder.display(), format!("cannot write figures: {error}"));
+    let mut rows = Vec::new();
+    for row in rows {
+        serde_json::to_writer(&mut rows, row).map_err(text)?;
+        rows.push(b'\n');
+    }
+    files::write(&folder.join("rows.jsonl"), &rows)?;
+    let mut figures = serde_json::to_vec_pretty(figures).map_err(text)?;
+    figures.push(b'\n');
+    files::write(&folder.join("metrics.json"), &figures)
 }
 
 /// What a benchmark knows beyond its questions.
