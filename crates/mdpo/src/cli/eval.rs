@@ -1,14 +1,20 @@
 //! `mdpo eval`.
 
 use super::Done;
-use crate::{Error, Result};
+use super::generate::{DEVICES, DTYPES, device, dtype};
+use crate::eval::{self, Answerer, Decoding, Sampling, Search};
+use crate::train::Talk;
+use crate::{Error, Result, config, data, train};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use mdpo_measure::benchmark::{Answers, Benchmark, Loaded, Missing, Options, Question};
+use mdpo_measure::benchmark::{Answers, Benchmark, Loaded, Missing, Options, Question, mmhal};
 use mdpo_measure::figures::{Better, Figures};
 use mdpo_measure::interval::Bootstrap;
+use mdpo_measure::judge::{Judge, JudgeSettings, Price};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use tch::Kind;
 
 /// What `mdpo eval` takes.
 #[derive(Debug, Args)]
@@ -19,9 +25,9 @@ pub(super) struct Eval {
     #[arg(long, requires = "model")]
     adapter: Option<PathBuf>,
     /// What is measured
-    #[arg(long, value_name = "NAME", value_parser = benchmark())]
-    benchmark: Benchmark,
-    /// The folder with the benchmark's files
+    #[arg(long, value_name = "NAME", value_parser = measured())]
+    benchmark: Measured,
+    /// The folder with the benchmark's files; for `preferences` the data set, as in a recipe
     #[arg(long, value_name = "FOLDER")]
     data: PathBuf,
     /// The folder with its images, where they are not in the data folder or its `images`
@@ -39,7 +45,7 @@ pub(super) struct Eval {
     /// Write the questions as a file of prompts, for whoever answers them, and do nothing else
     #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "answers", "output"])]
     questions: Option<PathBuf>,
-    /// Write `metrics.json` and `rows.jsonl` into this folder
+    /// Write `metrics.json` and `rows.jsonl` into this folder, and the answers of a checkpoint, which go on where they were cut off
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
     /// Ask only about so many of the images, drawn by `--seed`, but all questions about each
@@ -51,57 +57,284 @@ pub(super) struct Eval {
     /// How often the questions are drawn anew for the intervals
     #[arg(long, default_value_t = 2_000)]
     resamples: usize,
+    /// The most tokens of an answer
+    #[arg(long, default_value_t = 512, requires = "model")]
+    max_new_tokens: usize,
+    /// How many questions are answered at once
+    #[arg(long, default_value_t = 16, requires = "model")]
+    batch_size: usize,
+    /// Search with so many beams; 1 takes the likeliest token each time
+    #[arg(long, default_value_t = 1, requires = "model")]
+    num_beams: usize,
+    /// Precision of weights and activations [default: the checkpoint's own]
+    #[arg(long, requires = "model", value_parser = PossibleValuesParser::new(DTYPES.map(|(name, _)| name)).map(|name| dtype(&name)))]
+    dtype: Option<Kind>,
+    /// Where to compute
+    #[arg(long, default_value = "auto", requires = "model", value_parser = PossibleValuesParser::new(DEVICES.map(|(name, _)| name)).map(|name| device(&name)))]
+    device: config::Device,
+    /// Set a key of a recipe for the data of `preferences`, as `image_folder=DIR` or `rejected_image=blank`
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    #[command(flatten)]
+    judge: JudgeArguments,
+}
+
+/// Who grades answers.
+#[derive(Debug, Args)]
+struct JudgeArguments {
+    /// The judge of `mmhal`: base of an OpenAI-compatible service, as `http://localhost:8000/v1`
+    #[arg(long, value_name = "URL")]
+    judge_url: Option<String>,
+    /// The judge's name, as the service calls it
+    #[arg(long, value_name = "NAME", requires = "judge_url")]
+    judge_model: Option<String>,
+    /// The environment variable that holds the key [default: OPENAI_API_KEY, if it is set]
+    #[arg(long, value_name = "NAME", requires = "judge_url")]
+    judge_key_env: Option<String>,
+    /// How many requests are under way at once
+    #[arg(long, value_name = "N", default_value = "4")]
+    judge_concurrency: NonZeroUsize,
+    /// Keep the judge's answers in this folder, so that none is paid for twice
+    #[arg(long, value_name = "DIR", requires = "judge_url")]
+    judge_cache: Option<PathBuf>,
+    /// What the judge is told, as a minijinja template, in place of our own words
+    #[arg(long, value_name = "FILE", requires = "judge_url")]
+    judge_prompt: Option<PathBuf>,
+    /// What a million tokens of prompts and of answers cost, as `2.5,10`, to have the cost told
+    #[arg(long, value_name = "PROMPT,ANSWER", requires = "judge_url", value_delimiter = ',', num_args = 2)]
+    judge_price: Vec<f64>,
+}
+
+/// What can be measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Measured {
+    /// Answers to questions, by a rule.
+    Rule(Benchmark),
+    /// Answers to questions, by a judge.
+    Mmhal,
+    /// Which of two answers is likelier.
+    Preferences,
 }
 
 /// The names of the benchmarks, as clap shows and reads them.
-fn benchmark() -> impl TypedValueParser<Value = Benchmark> {
-    PossibleValuesParser::new(Benchmark::ALL.map(Benchmark::name))
-        .try_map(|name| Benchmark::of_name(&name).map_err(|error| error.to_string()))
+fn measured() -> impl TypedValueParser<Value = Measured> {
+    let names = Benchmark::ALL.map(Benchmark::name).into_iter().chain([mmhal::NAME, eval::preferences::NAME]);
+    PossibleValuesParser::new(names).try_map(|name| match name.as_str() {
+        mmhal::NAME => Ok(Measured::Mmhal),
+        eval::preferences::NAME => Ok(Measured::Preferences),
+        name => Benchmark::of_name(name).map(Measured::Rule).map_err(|error| error.to_string()),
+    })
 }
 
 impl Eval {
     pub fn run(&self) -> Done {
+        self.check_settings()?;
+        match self.benchmark {
+            Measured::Rule(benchmark) => self.by_rule(benchmark),
+            Measured::Mmhal => self.by_judge(),
+            Measured::Preferences => self.preferences(),
+        }
+    }
+
+    /// Settings that would do nothing for this benchmark.
+    fn check_settings(&self) -> Result<()> {
+        let is = |measured: &[Measured]| measured.contains(&self.benchmark);
+        let rule = !is(&[Measured::Mmhal, Measured::Preferences]);
+        let given = [
+            ("--set", !self.set.is_empty(), is(&[Measured::Preferences]), "`preferences`"),
+            ("--judge-url", self.judge.judge_url.is_some(), is(&[Measured::Mmhal]), "`mmhal`"),
+            ("--synonyms", self.synonyms.is_some(), rule, "`chair` and `objects`"),
+            ("--images", self.images.is_some(), rule, "benchmarks that a rule scores"),
+            ("--limit", self.limit.is_some(), rule, "benchmarks that a rule scores"),
+            ("--allow-missing", self.allow_missing, rule, "benchmarks that a rule scores"),
+            ("--questions", self.questions.is_some(), rule, "benchmarks that a rule scores"),
+            ("--answers", self.answers.is_some(), !is(&[Measured::Preferences]), "benchmarks with questions"),
+        ];
+        let idle = given.into_iter().filter(|(_, given, has_effect, _)| *given && !has_effect);
+        Error::all(
+            idle.map(|(name, _, _, whose)| {
+                Error::at(format!("`{name}`"), format!("belongs to {whose}")).hint("leave it out")
+            })
+            .collect(),
+        )
+    }
+
+    fn by_rule(&self, benchmark: Benchmark) -> Done {
         let options = Options {
             images: self.images.clone(),
             synonyms: self.synonyms.clone(),
             limit: self.limit,
             seed: self.seed,
         };
-        let loaded = Loaded::open(self.benchmark, &self.data, &options)?;
+        let loaded = Loaded::open(benchmark, &self.data, &options)?;
+        let asked = loaded.questions().len();
         if let Some(path) = &self.questions {
             write_questions(path, loaded.questions())?;
-            super::print(format!("{} questions in {}\n", loaded.questions().len(), path.display()))?;
+            super::print(format!("{asked} questions in {}\n", path.display()))?;
             return Ok(ExitCode::SUCCESS);
         }
-        let answers = match (&self.answers, &self.model) {
-            (Some(path), _) => Answers::read(path)?,
-            (None, Some(model)) => {
-                loaded.check_images()?;
-                self.answer(model, loaded.questions())?
+        let answers = self.answers(
+            || loaded.check_images(),
+            loaded.questions().iter().map(|question| (&question.id, &question.text, &question.image)),
+        )?;
+        let missing = if self.allow_missing { Missing::LeaveOut } else { Missing::Refuse };
+        let mut scored = loaded.score(&answers, missing, self.bootstrap())?;
+        self.sign(&mut scored.figures);
+        if let Some(folder) = &self.output {
+            scored.write(folder)?;
+        }
+        super::print(table(&scored.figures, asked))?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn by_judge(&self) -> Done {
+        let items = mmhal::read(&self.data)?;
+        let judge = self.judge.open()?;
+        let prompt =
+            self.judge.judge_prompt.as_deref().map_or_else(|| Ok(mmhal::Prompt::own()), mmhal::Prompt::read)?;
+        let answers = self.answers(
+            || match items.iter().find(|item| !item.image.is_file()) {
+                Some(item) => {
+                    Err(Error::at(item.image.display(), "no such image").hint("the authors' `test_data.zip` has them"))
+                }
+                None => Ok(()),
+            },
+            items.iter().map(|item| (&item.id, &item.question, &item.image)),
+        )?;
+        let answered = mmhal::match_answers(&items, answers.iter(), answers.source())?;
+        let options = mmhal::Options { prompt, bootstrap: self.bootstrap(), ..mmhal::Options::default() };
+        let mut scored = mmhal::score(&answered, answers.source(), &judge, &options)?;
+        self.sign(&mut scored.figures);
+        if let Some(folder) = &self.output {
+            scored.write(folder)?;
+        }
+        super::print(table(&scored.figures, items.len()))?;
+        super::print(spent(&judge, scored.ungraded.len()))?;
+        let failed = |(id, error): (String, Error)| Error::at(format!("question `{id}`"), error);
+        Error::all(scored.failed.into_iter().map(failed).collect())?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn preferences(&self) -> Done {
+        let Some(model) = &self.model else {
+            return Err(Error::at("mdpo eval", "no model whose log-probs could be asked for").hint("name a checkpoint"));
+        };
+        let output = self.output.as_deref().unwrap_or(Path::new("."));
+        let mut keys = vec![
+            format!("model_name_or_path={model}"),
+            format!("dataset_name={}", self.data.display()),
+            format!("output_dir={}", output.display()),
+            format!("seed={}", self.seed),
+            format!("per_device_train_batch_size={}", self.batch_size),
+        ];
+        keys.extend(
+            DEVICES.iter().filter(|(_, device)| *device == self.device).map(|(name, _)| format!("device={name}")),
+        );
+        let kinds = DTYPES.iter().filter(|(_, kind)| Some(*kind) == self.dtype);
+        keys.extend(kinds.map(|(name, _)| format!("dtype={name}")));
+        keys.extend(self.set.iter().cloned());
+        let run = config::Run::from_yaml("loss_type: mdpo\n", "mdpo eval", &keys)?.resolve()?;
+        let scored = eval::preferences(&run, self.adapter.as_deref(), self.bootstrap())?;
+        if let Some(folder) = &self.output {
+            scored.write(folder)?;
+        }
+        super::print(table(&scored.figures, scored.rows.len()))?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn bootstrap(&self) -> Bootstrap {
+        Bootstrap { resamples: self.resamples, seed: self.seed }
+    }
+
+    /// Says in the figures who answered.
+    fn sign(&self, figures: &mut Figures) {
+        if let Some(model) = &self.model {
+            figures.model.clone_from(model);
+        }
+        figures.adapter = self.adapter.as_ref().map(|adapter| adapter.display().to_string());
+    }
+
+    /// The answers of a file, or those of the checkpoint, after `check` of the images that it will see.
+    fn answers<'q>(
+        &self,
+        check: impl FnOnce() -> Result<()>,
+        questions: impl Iterator<Item = (&'q String, &'q String, &'q PathBuf)>,
+    ) -> Result<Answers> {
+        let (model, folder) = match (&self.answers, &self.model, &self.output) {
+            (Some(path), _, _) => return Answers::read(path),
+            (None, Some(model), Some(folder)) => (model, folder),
+            (None, Some(_), None) => {
+                let problem = Error::at("`--output`", "expected a folder for the checkpoint's answers");
+                return Err(problem.hint("add `--output DIR`; an evaluation that is cut off goes on from there"));
             }
-            (None, None) => {
+            (None, None, _) => {
                 let problem = Error::at("mdpo eval", "nobody answers the questions");
                 return Err(problem.hint("name a checkpoint, or a file of answers with `--answers`"));
             }
         };
-        let missing = if self.allow_missing { Missing::LeaveOut } else { Missing::Refuse };
-        let bootstrap = Bootstrap { resamples: self.resamples, seed: self.seed };
-        let mut scored = loaded.score(&answers, missing, bootstrap)?;
-        scored.figures.adapter = self.adapter.as_ref().map(|adapter| adapter.display().to_string());
-        if let Some(folder) = &self.output {
-            scored.write(folder)?;
-        }
-        super::print(table(&scored.figures, loaded.questions().len()))?;
-        Ok(ExitCode::SUCCESS)
+        let decoding = Decoding::new(Sampling::Greedy, self.num_beams, Search::default())?;
+        let device = train::device(self.device)?;
+        check()?;
+        let answerer = Answerer {
+            model: config::find_model(model)?,
+            adapter: self.adapter.clone(),
+            kind: self.dtype,
+            device,
+            decoding,
+            max_new_tokens: self.max_new_tokens,
+            batch_size: self.batch_size,
+        };
+        let questions: Vec<data::Question> =
+            questions.map(|(id, text, image)| data::Question::new(id, text, [image.clone()])).collect();
+        std::fs::create_dir_all(folder).map_err(|error| Error::io("create", folder, &error))?;
+        let file = folder.join("answers.jsonl");
+        eval::answer_file(&answerer, &questions, &file, Talk::Aloud)?;
+        Answers::read(&file)
     }
+}
 
-    /// The answers of a checkpoint, with the adapter where there is one.
-    fn answer(&self, model: &str, questions: &[Question]) -> Result<Answers> {
-        let what = format!("a checkpoint cannot answer the {} questions here yet", questions.len());
-        let problem = Error::at(format!("`{model}`"), what);
-        Err(problem
-            .hint("write them with `--questions FILE`, answer them, and score the answers with `--answers FILE`"))
+impl JudgeArguments {
+    fn open(&self) -> Result<Judge> {
+        let (Some(url), Some(model)) = (&self.judge_url, &self.judge_model) else {
+            let problem = Error::at("mdpo eval", "`mmhal` needs a judge");
+            return Err(problem.hint("give `--judge-url` and `--judge-model`; docs/judge.md says which services fit"));
+        };
+        let price = match self.judge_price.as_slice() {
+            [prompt, completion] => Some(Price { prompt: *prompt, completion: *completion }),
+            _ => None,
+        };
+        Judge::open(JudgeSettings {
+            key_env: self.judge_key_env.clone(),
+            concurrency: self.judge_concurrency,
+            cache: self.judge_cache.clone(),
+            price,
+            ..JudgeSettings::new(url, model)
+        })
     }
+}
+
+/// What the judge was asked and what it cost.
+fn spent(judge: &Judge, ungraded: usize) -> String {
+    let spent = judge.spent();
+    let mut text = format!(
+        "judge: {} answers, {} of them kept from before, {} retries, {} failed; {} tokens of prompts, {} of answers",
+        spent.answered + spent.cached,
+        spent.cached,
+        spent.retries,
+        spent.failed,
+        spent.prompt_tokens,
+        spent.completion_tokens
+    );
+    if let Some(price) = judge.settings().price {
+        text += &format!("; cost {:.4}", spent.cost(price));
+    }
+    if spent.unmetered > 0 {
+        text += &format!("; {} answers came without a count of tokens", spent.unmetered);
+    }
+    if ungraded > 0 {
+        text += &format!("\n{ungraded} verdicts name no grade or several, and score 0 by the authors' rule");
+    }
+    text + "\n"
 }
 
 /// Questions as a file of prompts: one JSON object a line with `id`, `prompt` and `image`.
@@ -123,9 +356,9 @@ fn table(figures: &Figures, questions: usize) -> String {
     let adapter = figures.adapter.as_ref().map(|adapter| format!(" with {adapter}")).unwrap_or_default();
     let mut text = format!("{}: {}{adapter}\n", figures.benchmark, figures.model);
     text += &match figures.answers {
-        all if all == questions => format!("{all} questions; percent, 95 % interval over questions\n"),
+        all if all == questions => format!("{all} questions; shares in percent, 95 % interval over questions\n"),
         some => format!(
-            "{some} of {questions} questions, the others have no answer; percent, 95 % interval over questions\n"
+            "{some} of {questions} questions, the others have no answer; shares in percent, 95 % interval over questions\n"
         ),
     };
     for figure in &figures.figures {
@@ -171,7 +404,7 @@ mod tests {
         };
         insta::assert_snapshot!(table(&figures, 100), @r"
         objects: llava with runs/mdpo
-        90 of 100 questions, the others have no answer; percent, 95 % interval over questions
+        90 of 100 questions, the others have no answer; shares in percent, 95 % interval over questions
         CHAIRi            10.0  8.0 to 12.2     lower is better
         POPE/accuracy    100.0  98.0 to 102.2   higher is better
         POPE/yes_share       –

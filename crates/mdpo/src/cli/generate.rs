@@ -78,7 +78,8 @@ pub(super) struct Generate {
     device: config::Device,
 }
 
-pub(super) const DTYPES: [(&str, Kind); 3] = [("float32", Kind::Float), ("bfloat16", Kind::BFloat16), ("float16", Kind::Half)];
+pub(super) const DTYPES: [(&str, Kind); 3] =
+    [("float32", Kind::Float), ("bfloat16", Kind::BFloat16), ("float16", Kind::Half)];
 pub(super) const DEVICES: [(&str, config::Device); 3] =
     [("auto", config::Device::Auto), ("cpu", config::Device::Cpu), ("cuda", config::Device::Cuda)];
 

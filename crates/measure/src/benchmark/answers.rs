@@ -71,7 +71,8 @@ impl Answers {
 
     /// Names of questions and answers, in the order in which they were given.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        let mut all: Vec<_> = self.by_id.iter().map(|(id, (row, answer))| (*row, id.as_str(), answer.as_str())).collect();
+        let mut all: Vec<_> =
+            self.by_id.iter().map(|(id, (row, answer))| (*row, id.as_str(), answer.as_str())).collect();
         all.sort_unstable();
         all.into_iter().map(|(_, id, answer)| (id, answer))
     }

@@ -165,12 +165,12 @@ impl Scored {
 fn write<R: Serialize>(folder: &Path, rows: &[R], figures: &Figures) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(|error| Error::io("create", folder, &error))?;
     let text = |error: serde_json::Error| Error::at(folder.display(), format!("cannot write figures: {error}"));
-    let mut rows = Vec::new();
+    let mut lines = Vec::new();
     for row in rows {
-        serde_json::to_writer(&mut rows, row).map_err(text)?;
-        rows.push(b'\n');
+        serde_json::to_writer(&mut lines, row).map_err(text)?;
+        lines.push(b'\n');
     }
-    files::write(&folder.join("rows.jsonl"), &rows)?;
+    files::write(&folder.join("rows.jsonl"), &lines)?;
     let mut figures = serde_json::to_vec_pretty(figures).map_err(text)?;
     figures.push(b'\n');
     files::write(&folder.join("metrics.json"), &figures)
