@@ -5,6 +5,7 @@
 
 pub mod error;
 pub mod figures;
+pub mod report;
 pub mod tensorboard;
 
 pub use error::{Error, Result};
