@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const DOCUMENTS: [&str; 10] = [
+const DOCUMENTS: [&str; 11] = [
     "README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
@@ -16,6 +16,7 @@ const DOCUMENTS: [&str; 10] = [
     "docs/data.md",
     "docs/objectives.md",
     "docs/recipes.md",
+    "docs/report.md",
     "parity/README.md",
     "crates/demo/README.md",
 ];
