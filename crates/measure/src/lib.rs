@@ -10,6 +10,8 @@ pub mod interval;
 pub mod nouns;
 pub mod judge;
 pub mod benchmark;
+pub mod report;
+pub mod tensorboard;
 
 pub use error::{Error, Result};
 pub use figures::{Better, Figure, Figures};
