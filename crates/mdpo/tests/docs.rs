@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const DOCUMENTS: [&str; 10] = [
+const DOCUMENTS: [&str; 11] = [
     "README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
@@ -15,6 +15,7 @@ const DOCUMENTS: [&str; 10] = [
     "NOTICE",
     "docs/data.md",
     "docs/objectives.md",
+    "docs/ranks.md",
     "docs/recipes.md",
     "parity/README.md",
     "crates/demo/README.md",
