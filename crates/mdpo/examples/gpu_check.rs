@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! gpu_check [--parity FOLDER] [--inputs FOLDER] [--device cpu]
+//! gpu_check --rank RECIPE        what the check of ranks starts, twice
 //! ```
 //!
 //! `--parity` is the repository's `parity/` (the default where it runs in the root), `--inputs` what `benchmarks/make_inputs.py --size gpu`
@@ -25,7 +26,7 @@ use mdpo::model::language::Keep;
 use mdpo::model::load::Plan;
 use mdpo::model::{DeviceBatch, Model, States};
 use mdpo::text::pack::PackedBatch;
-use mdpo::train::{Outcome, Talk, bench, memory, train};
+use mdpo::train::{Outcome, Ranks, Talk, bench, memory, train, train_on};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -61,10 +62,12 @@ struct Options {
     parity: PathBuf,
     inputs: Option<PathBuf>,
     device: Device,
+    /// This process is one of the ranks of another that checks them, and trains as this recipe says.
+    rank_of: Option<PathBuf>,
 }
 
 fn options() -> Result<Options, String> {
-    let mut options = Options { parity: PathBuf::from("parity"), inputs: None, device: Device::Cuda(0) };
+    let mut options = Options { parity: PathBuf::from("parity"), inputs: None, device: Device::Cuda(0), rank_of: None };
     let mut arguments = std::env::args().skip(1);
     while let Some(name) = arguments.next() {
         let value = arguments.next().ok_or_else(|| format!("`{name}`: expected a value behind it"))?;
@@ -72,6 +75,7 @@ fn options() -> Result<Options, String> {
             "--parity" => options.parity = PathBuf::from(value),
             "--inputs" => options.inputs = Some(PathBuf::from(value)),
             "--device" if value == "cpu" => options.device = Device::Cpu,
+            "--rank" => options.rank_of = Some(PathBuf::from(value)),
             _ => return Err(format!("`{name} {value}`: expected `--parity`, `--inputs` or `--device cpu`")),
         }
     }
@@ -86,6 +90,9 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if let Some(recipe) = &options.rank_of {
+        return be_a_rank(recipe);
+    }
     match (torch_ext::load_cuda(), options.device) {
         (_, Device::Cpu) => println!("device    the CPU, compared with itself: this tells nothing about a GPU"),
         (torch_ext::CudaState::Usable { .. }, _) => about_the_machine(),
@@ -104,9 +111,10 @@ fn main() -> ExitCode {
         backward(&mut report, &models);
         shared_prompts(&mut report, &models);
         training(&mut report, &models);
+        ranks(&mut report, &models);
     } else {
         let why = format!("no folder {} (name it with --parity)", options.parity.join("model").display());
-        report.skipped("parity with the CPU, training, resuming", &why);
+        report.skipped("parity with the CPU, training, resuming, ranks", &why);
     }
     match options.device {
         Device::Cuda(_) => kernels(options.device),
@@ -306,7 +314,7 @@ impl Runs {
         Runs { models, folder, device: if device == Device::Cpu { "cpu" } else { "cuda" } }
     }
 
-    fn train(&self, out: &str, keys: &[&str]) -> Result<Outcome, String> {
+    fn recipe(&self, out: &str) -> String {
         let lines = [
             ("model_name_or_path", json!(self.models.join("llava-tiny"))),
             ("dataset_name", json!(self.folder.path().join("rows.jsonl"))),
@@ -319,7 +327,11 @@ impl Runs {
             ("max_steps", json!(6)),
             ("logging_steps", json!(1)),
         ];
-        let recipe: String = lines.iter().map(|(key, value)| format!("{key}: {value}\n")).collect();
+        lines.iter().map(|(key, value)| format!("{key}: {value}\n")).collect()
+    }
+
+    fn train(&self, out: &str, keys: &[&str]) -> Result<Outcome, String> {
+        let recipe = self.recipe(out);
         let keys: Vec<String> = keys.iter().map(|&key| key.to_owned()).collect();
         let run = Run::from_yaml(&recipe, "recipe", &keys).and_then(Run::resolve);
         run.and_then(|run| train(&run, Talk::Silent)).map_err(|error| error.to_string().replace('\n', " "))
@@ -381,6 +393,72 @@ fn training(report: &mut Report, models: &Path) {
             &["save_steps=3", dropout],
             &["save_steps=3", dropout, &resume],
         );
+    }
+}
+
+/// Two ranks train as one process does: over NCCL, or with `--device cpu` over Gloo.
+fn ranks(report: &mut Report, models: &Path) {
+    let what = if report.device == Device::Cpu {
+        "two ranks over Gloo = one process"
+    } else {
+        "two ranks over NCCL = one process"
+    };
+    let gpus = tch::Cuda::device_count();
+    if report.device != Device::Cpu && gpus < 2 {
+        return report.skipped(what, &format!("it takes two GPUs, {gpus} is visible"));
+    }
+    let runs = Runs::new(models, report.device);
+    let Some((alone, _)) = runs.curve(report, "one-rank", &["gradient_accumulation_steps=2"]) else { return };
+    match two_ranks(&runs, "two-ranks") {
+        Err(error) => {
+            println!("        {error}");
+            report.within(what, f64::NAN, 0.0);
+        }
+        Ok(together) => {
+            let gaps = together.iter().zip(&alone).map(|(a, b)| (a - b).abs());
+            let missing = if together.len() == alone.len() { 0.0 } else { f64::NAN };
+            report.within(&format!("margins of 6 steps, {what}"), worst(gaps.chain([missing])), 1e-3);
+        }
+    }
+}
+
+/// The margins of every step, as the first of two ranks has written them.
+fn two_ranks(runs: &Runs, out: &str) -> Result<Vec<f64>, String> {
+    let said = |error: std::io::Error| error.to_string();
+    let recipe = runs.folder.path().join("ranks.yaml");
+    std::fs::write(&recipe, runs.recipe(out)).map_err(said)?;
+    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).map_err(said)?.port();
+    let program = std::env::current_exe().map_err(said)?;
+    let start = |rank: usize| {
+        let mut rank_command = Command::new(&program);
+        rank_command.arg("--rank").arg(&recipe).env("RANK", rank.to_string()).env("LOCAL_RANK", rank.to_string());
+        rank_command.env("WORLD_SIZE", "2").env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string()).spawn()
+    };
+    let started = (0..2).map(start).collect::<Result<Vec<_>, _>>().map_err(said)?;
+    for (rank, mut child) in started.into_iter().enumerate() {
+        let status = child.wait().map_err(said)?;
+        if !status.success() {
+            return Err(format!("rank {rank} ended with {status}"));
+        }
+    }
+    let text = std::fs::read_to_string(runs.folder.path().join(out).join("trainer_state.json")).map_err(said)?;
+    let state: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+    let entries = state["log_history"].as_array().ok_or("no log")?;
+    Ok(entries.iter().map(|entry| entry["rewards/margins"].as_f64().unwrap_or(f64::NAN)).collect())
+}
+
+/// Trains as one of the ranks that [`two_ranks`] has started.
+fn be_a_rank(recipe: &Path) -> ExitCode {
+    let trained = Ranks::from_environment().and_then(|ranks| {
+        let run = ranks.agree(mdpo::config::load(recipe, &[]))?;
+        train_on(&ranks, &run, Talk::Silent)
+    });
+    match trained {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("        {error}");
+            ExitCode::FAILURE
+        }
     }
 }
 

@@ -135,7 +135,7 @@ pub(crate) fn exact_f32() -> Result<(), TchError> {
     }
 }
 
-fn device(index: usize) -> Result<c_int, TchError> {
+pub(crate) fn device(index: usize) -> Result<c_int, TchError> {
     // libtorch counts devices in eight bits.
     i8::try_from(index).map(c_int::from).map_err(|_| TchError::Torch(format!("there is no CUDA device {index}")))
 }

@@ -1,9 +1,10 @@
 //! The unsafe edge of mdpo, as a safe API over tch: variable-length attention, fused operations of a CPU, tensors on
-//! memory-mapped files, and CUDA loaded at run time.
+//! memory-mapped files, CUDA loaded at run time, and groups of processes that compute together.
 
 mod cuda;
 mod ext;
 mod fused;
+mod group;
 mod map;
 
 pub use cuda::{CudaState, load_cuda};
@@ -12,6 +13,7 @@ pub use fused::{
     AdaptedLinear, QuerySpan, QuerySpans, SoftmaxStatistics, adapted_linears, has_fused, label_log_probs, rms_norm,
     rotary, softmax_with_statistics, span_attention, swiglu,
 };
+pub use group::{Group, Meeting, StoreHolder};
 pub use map::MappedFile;
 
 use tch::{Device, Kind, TchError, Tensor};

@@ -11,6 +11,7 @@ mod report;
 mod train;
 
 use crate::Result;
+use crate::train::Launch;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -44,11 +45,26 @@ enum Verb {
     Merge(merge::Merge),
 }
 
+impl Verb {
+    /// Several processes train together; what else they would all write or measure is refused.
+    fn check_alone(&self) -> Result<()> {
+        match self {
+            Verb::Train(_) | Verb::Check(_) | Verb::Inspect(_) => Ok(()),
+            Verb::Reference(_) => Launch::refuse("reference"),
+            Verb::Generate(_) => Launch::refuse("generate"),
+            Verb::Eval(_) => Launch::refuse("eval"),
+            Verb::Bench(_) => Launch::refuse("bench"),
+            Verb::Report(_) => Launch::refuse("report"),
+            Verb::Merge(_) => Launch::refuse("merge"),
+        }
+    }
+}
+
 /// Parses the command line and runs its verb; the one place where errors become messages and an exit code.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     report_panics_in_one_message();
-    let done = match arguments.verb {
+    let done = arguments.verb.check_alone().and_then(|()| match arguments.verb {
         Verb::Train(verb) => verb.run(),
         Verb::Reference(verb) => verb.run(),
         Verb::Check(verb) => verb.run(),
@@ -58,7 +74,7 @@ pub fn main() -> ExitCode {
         Verb::Bench(verb) => verb.run(),
         Verb::Report(verb) => verb.run(),
         Verb::Merge(verb) => verb.run(),
-    };
+    });
     match done {
         Ok(code) => code,
         Err(error) => {

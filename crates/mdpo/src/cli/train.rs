@@ -21,11 +21,18 @@ const INTERRUPTED: u8 = 130;
 
 impl Train {
     pub fn run(&self) -> Done {
-        let run = config::load(&self.recipe, &self.overrides)?;
+        let ranks = train::Ranks::from_environment()?;
         let began = Instant::now();
-        let outcome = train::train(&run, train::Talk::Aloud)?;
+        let run = ranks.agree(config::load(&self.recipe, &self.overrides));
+        let outcome = match run.and_then(|run| train::train_on(&ranks, &run, train::Talk::Aloud)) {
+            Err(_) if ranks.another_tells() => return Ok(ExitCode::FAILURE),
+            outcome => outcome?,
+        };
         if outcome.interrupted {
             return Ok(ExitCode::from(INTERRUPTED));
+        }
+        if !ranks.leads() {
+            return Ok(ExitCode::SUCCESS);
         }
         let time = train::clock(began.elapsed().as_secs_f64());
         super::print(format!("{} steps in {time}, written to {}\n", outcome.steps.0, outcome.folder.display()))?;

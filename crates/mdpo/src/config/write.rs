@@ -28,7 +28,7 @@ impl Run {
     }
 
     /// The keys of this run in the order of the table; a key without meaning for it is left out.
-    fn to_keys(&self) -> Map<String, Value> {
+    pub fn to_keys(&self) -> Map<String, Value> {
         let mut keys = Map::new();
         let mut put = |name: &str, value: Value| {
             if !value.is_null() {

@@ -119,6 +119,43 @@ pub struct Pairs {
 }
 
 impl Pairs {
+    /// Everything as columns f64 `[pairs]`, which [`Pairs::from_columns`] reads back; which there are depends on the objective's needs alone.
+    pub fn columns(&self) -> Vec<&Tensor> {
+        let views =
+            std::iter::once(&self.policy).chain(&self.reference).flat_map(|views| views.named().map(|(_, view)| view));
+        let own = std::iter::once(&self.has_image);
+        let sides = [Some(&self.has), Some(&self.tokens), self.scores.as_ref(), self.rewards.as_ref()];
+        let sides = sides.into_iter().flatten().flat_map(|sides| [&sides.chosen, &sides.rejected]);
+        views.chain(own).chain(sides).chain(&self.values).collect()
+    }
+
+    /// The pairs that have these columns, for an objective with these needs.
+    pub fn from_columns(needs: Needs, columns: impl IntoIterator<Item = Tensor>) -> Pairs {
+        let mut columns = columns.into_iter();
+        let mut next = || columns.next().expect("as many columns as `Pairs::columns` gives");
+        let mut views = || Views {
+            chosen: next(),
+            rejected: needs.rejected.then(&mut next),
+            corrupted: needs.corrupted.then(&mut next),
+            mismatched: needs.mismatched.then(&mut next),
+        };
+        let policy = views();
+        let reference = needs.reference.then(views);
+        let has_image = next();
+        let mut sides = || Sides { chosen: next(), rejected: next() };
+        let (has, tokens) = (sides(), sides());
+        let (scores, rewards) = (needs.scores.then(&mut sides), needs.rewards.then(&mut sides));
+        Pairs { policy, reference, has_image, has, tokens, scores, rewards, values: needs.value.then(next) }
+    }
+
+    /// All pairs of some parts of a step, one part after the other.
+    pub fn joined(needs: Needs, parts: &[Pairs]) -> Pairs {
+        let parts: Vec<Vec<&Tensor>> = parts.iter().map(Pairs::columns).collect();
+        let count = parts.first().map_or(0, Vec::len);
+        let column = |i: usize| Tensor::cat(&parts.iter().map(|part| part[i]).collect::<Vec<_>>(), 0);
+        Pairs::from_columns(needs, (0..count).map(column))
+    }
+
     /// 1 where a pair has the view of this name ([`Views::named`]), else 0.
     pub fn mask(&self, view: &str) -> Tensor {
         match view {

@@ -3,7 +3,7 @@
 use super::flops::Flops;
 use super::run::Trainer;
 use super::stage::{Laps, Stage};
-use super::{Feed, Inputs, PictureCheck, ReferenceCache, data_threads, device, kind};
+use super::{Feed, Inputs, PictureCheck, Ranks, ReferenceCache, data_threads, device, kind};
 use crate::config::Run;
 use crate::nn::precision::of_products;
 use crate::{Error, Result};
@@ -49,7 +49,8 @@ pub fn bench(run: &Run, warmup: usize, steps: usize) -> Result<BenchReport> {
     let device = device(run.model.device)?;
     let inputs = Inputs::open(run, PictureCheck::Header)?;
     let peak = matmul_peak(kind(run.model.dtype), device);
-    let mut trainer = Trainer::new(run, &inputs, device, ReferenceCache::nothing())?;
+    let ranks = Ranks::one();
+    let mut trainer = Trainer::new(&ranks, run, &inputs, device, ReferenceCache::nothing())?;
     trainer.measure(Laps::Waited);
     let all = warmup + steps;
     if trainer.total < all {

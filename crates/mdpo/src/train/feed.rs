@@ -3,7 +3,7 @@
 //!
 //! What is made, and in which order it is handed over, is a function of the step alone; threads only change when. None of them calls libtorch.
 
-use super::micro::{Prepared, StepCut, Steps};
+use super::micro::{Prepared, Steps};
 use crate::error::caught;
 use crate::{Error, Result};
 use std::collections::{BTreeMap, VecDeque};
@@ -13,7 +13,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-/// The micro-batches of a range of steps, in order. Dropped, it ends its threads and waits for them.
+/// The micro-batches of a range of steps that are made here, in order. Dropped, it ends its threads and waits for them.
 #[derive(Debug)]
 pub struct Feed<'scope> {
     shared: Arc<Shared>,
@@ -142,9 +142,14 @@ impl Shared {
         if state.ended {
             return None;
         }
-        if state.pending.is_empty() {
-            let StepCut { epoch, micros, .. } = steps.step(state.steps.next()?);
-            state.pending.extend(micros.into_iter().map(|examples| (epoch, examples)));
+        while state.pending.is_empty() {
+            let Some(step) = state.steps.next() else {
+                // The last steps may have had nothing for this rank.
+                self.changed.notify_all();
+                return None;
+            };
+            let cut = steps.step(step);
+            state.pending.extend(steps.own(&cut).map(|(_, examples)| (cut.epoch, examples.to_vec())));
         }
         let (epoch, examples) = state.pending.pop_front()?;
         let number = state.begun;

@@ -8,9 +8,10 @@ use crate::model::load::Trainable;
 use crate::model::{Model, Shape};
 use crate::objective::Needs;
 use crate::text::pack::PackedBatch;
+use serde::{Deserialize, Serialize};
 
 /// Operations by stage.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Flops {
     /// The vision tower, each distinct image once.
     pub vision: f64,

@@ -43,29 +43,68 @@ pub struct Pull {
     pub values: Option<Tensor>,
 }
 
-/// Judges some micro-batches of a step together: one, or all of them where the objective compares pairs with each other.
+/// A micro-batch of a step whose pairs are judged together.
+#[derive(Debug)]
+pub enum Part<'a> {
+    /// One that was run here.
+    Here(Found<'a>),
+    /// One that another rank has run, by the columns of its pairs ([`columns`]).
+    Elsewhere(Vec<Vec<f64>>),
+}
+
+/// What an objective sees of a micro-batch's pairs, as plain numbers for other ranks.
+pub fn columns(objective: &Objective, found: &Found) -> Vec<Vec<f64>> {
+    let pairs = pairs(objective, found, &found.policy, found.values.as_ref());
+    let plain = |column: &&Tensor| Vec::<f64>::try_from(column.detach()).expect("a column is one row of numbers");
+    pairs.columns().iter().map(plain).collect()
+}
+
+/// Judges one micro-batch by itself.
 ///
 /// # Errors
 /// A loss that is not finite.
-pub fn judge(objective: &Objective, totals: StepTotals, found: &[Found]) -> Result<Judged> {
+pub fn judge(objective: &Objective, totals: StepTotals, found: Found) -> Result<Judged> {
+    judge_together(objective, totals, &[Part::Here(found)])
+}
+
+/// Judges all micro-batches of a step together, for an objective that compares pairs with each other: in their order, so that the value
+/// depends neither on how the step is cut nor on who ran which part. There is a pull for each part that was run here.
+///
+/// # Errors
+/// A loss that is not finite.
+pub fn judge_together(objective: &Objective, totals: StepTotals, parts: &[Part]) -> Result<Judged> {
     let leaf = |tensor: &Tensor| tensor.detach().set_requires_grad(true);
-    let sums: Vec<Tensor> = found.iter().map(|found| leaf(&found.policy)).collect();
-    let values: Vec<Option<Tensor>> = found.iter().map(|found| found.values.as_ref().map(leaf)).collect();
-    let pairs = pairs(objective, found, &sums, &values);
+    let (mut leaves, mut seen) = (Vec::new(), Vec::new());
+    for part in parts {
+        seen.push(match part {
+            Part::Elsewhere(columns) => {
+                Pairs::from_columns(objective.needs(), columns.iter().map(|column| Tensor::from_slice(column)))
+            }
+            Part::Here(found) => {
+                let (sums, values) = (leaf(&found.policy), found.values.as_ref().map(leaf));
+                let pairs = pairs(objective, found, &sums, values.as_ref());
+                leaves.push((sums, values));
+                pairs
+            }
+        });
+    }
+    let pairs = Pairs::joined(objective.needs(), &seen);
     let terms = objective.terms(&pairs, totals);
     let total = terms.iter().map(|term| &term.values * term.weight).reduce(|a, b| a + b);
     let total = total.expect("a valid objective has at least one term");
     let loss = total.sum(Kind::Double);
     let loss_sum = loss.double_value(&[]);
     if !loss_sum.is_finite() {
-        return Err(not_finite(found));
+        return Err(not_finite(&pairs));
     }
-    (&loss / totals.pairs as f64).backward();
+    if !leaves.is_empty() {
+        (&loss / totals.pairs as f64).backward();
+    }
     let gradient = |leaf: &Tensor| match leaf.grad() {
         gradient if gradient.defined() => gradient,
         _ => leaf.zeros_like(),
     };
-    let pull = |(sums, values): (&Tensor, &Option<Tensor>)| Pull {
+    let pull = |(sums, values): &(Tensor, Option<Tensor>)| Pull {
         spans: gradient(sums),
         values: values.as_ref().map(gradient),
     };
@@ -83,49 +122,36 @@ pub fn judge(objective: &Objective, totals: StepTotals, found: &[Found]) -> Resu
         metrics.add(seen.name, seen.sum, seen.count);
     }
     observe(&mut metrics, objective, &pairs);
-    observe_turns(&mut metrics, objective, found);
     Ok(Judged {
         loss: loss_sum,
         at_reference: objective.loss_at_reference(&pairs, totals),
         metrics,
-        pulls: sums.iter().zip(&values).map(pull).collect(),
+        pulls: leaves.iter().map(pull).collect(),
     })
 }
 
-/// The pairs of all micro-batches, one after the other.
-fn pairs(objective: &Objective, found: &[Found], sums: &[Tensor], values: &[Option<Tensor>]) -> Pairs {
-    let needs = objective.needs();
-    let join = |of: &dyn Fn(&Found) -> Tensor| Tensor::cat(&found.iter().map(of).collect::<Vec<_>>(), 0);
-    let per_pair = |of: &dyn Fn(&Micro, &Places) -> f64| {
-        join(&|found| {
-            let numbers: Vec<f64> = found.micro.pairs.iter().map(|pair| of(found.micro, pair)).collect();
-            Tensor::from_slice(&numbers)
-        })
-    };
-    let sides = |of: &dyn Fn(&Micro, &Places, Side) -> f64| Sides {
-        chosen: per_pair(&|micro, pair| of(micro, pair, Side::Chosen)),
-        rejected: per_pair(&|micro, pair| of(micro, pair, Side::Rejected)),
+/// The pairs of a micro-batch, with the policy's sums and the value head's estimates as leaves where gradients are wanted.
+fn pairs(objective: &Objective, found: &Found, sums: &Tensor, values: Option<&Tensor>) -> Pairs {
+    let (needs, micro) = (objective.needs(), found.micro);
+    let per_pair = |of: &dyn Fn(&Places) -> f64| Tensor::from_slice(&micro.pairs.iter().map(of).collect::<Vec<f64>>());
+    let sides = |of: &dyn Fn(&Places, Side) -> f64| Sides {
+        chosen: per_pair(&|pair| of(pair, Side::Chosen)),
+        rejected: per_pair(&|pair| of(pair, Side::Rejected)),
     };
     let flag = |there: bool| f64::from(u8::from(there));
-    let policy: Vec<Views> =
-        found.iter().zip(sums).map(|(found, sums)| views(objective, found.micro, sums, needs, Seen::Policy)).collect();
-    let reference = needs.reference.then(|| {
-        let of = |found: &Found| {
-            let sums = found.reference.as_ref().expect("an objective that needs the reference was given it");
-            views(objective, found.micro, sums, needs, Seen::Reference)
-        };
-        joined(&found.iter().map(of).collect::<Vec<_>>())
-    });
     let number = |numbers: Option<[f64; 2]>, side: Side| numbers.map_or(0.0, |numbers| numbers[side as usize]);
     Pairs {
-        policy: joined(&policy),
-        reference,
-        has_image: per_pair(&|_, pair| flag(pair.corrupted.is_some())),
-        has: sides(&|_, pair, side| flag(side.place(pair).is_some())),
-        tokens: sides(&|micro, pair, side| side.place(pair).map_or(0.0, |place| micro.labels(place) as f64)),
-        scores: needs.scores.then(|| sides(&|_, pair, side| number(pair.scores, side))),
-        rewards: needs.rewards.then(|| sides(&|_, pair, side| number(pair.rewards, side))),
-        values: values.iter().map(Option::as_ref).collect::<Option<Vec<_>>>().map(|values| Tensor::cat(&values, 0)),
+        policy: views(objective, micro, sums, needs, Seen::Policy),
+        reference: needs.reference.then(|| {
+            let sums = found.reference.as_ref().expect("an objective that needs the reference was given it");
+            views(objective, micro, sums, needs, Seen::Reference)
+        }),
+        has_image: per_pair(&|pair| flag(pair.corrupted.is_some())),
+        has: sides(&|pair, side| flag(side.place(pair).is_some())),
+        tokens: sides(&|pair, side| side.place(pair).map_or(0.0, |place| micro.labels(place) as f64)),
+        scores: needs.scores.then(|| sides(&|pair, side| number(pair.scores, side))),
+        rewards: needs.rewards.then(|| sides(&|pair, side| number(pair.rewards, side))),
+        values: values.map(Tensor::shallow_clone),
     }
 }
 
@@ -182,19 +208,6 @@ fn views(objective: &Objective, micro: &Micro, sums: &Tensor, needs: Needs, seen
     }
 }
 
-fn joined(views: &[Views]) -> Views {
-    let join = |of: &dyn Fn(&Views) -> Option<&Tensor>| -> Option<Tensor> {
-        let parts = views.iter().map(of).collect::<Option<Vec<_>>>()?;
-        Some(Tensor::cat(&parts, 0))
-    };
-    Views {
-        chosen: join(&|views| Some(&views.chosen)).expect("every micro-batch has this view"),
-        rejected: join(&|views| views.rejected.as_ref()),
-        corrupted: join(&|views| views.corrupted.as_ref()),
-        mismatched: join(&|views| views.mismatched.as_ref()),
-    }
-}
-
 /// Rewards, margins and accuracies of every view with TRL's names; `corrupted`, image margins and `kl` are mdpo's.
 fn observe(metrics: &mut Metrics, objective: &Objective, pairs: &Pairs) {
     let reference: BTreeMap<_, _> = pairs.reference.iter().flat_map(Views::named).collect();
@@ -218,17 +231,15 @@ fn observe(metrics: &mut Metrics, objective: &Objective, pairs: &Pairs) {
 }
 
 /// The mean reward of every turn, undiscounted, where the objective looks at turns.
-fn observe_turns(metrics: &mut Metrics, objective: &Objective, found: &[Found]) {
+pub fn observe_turns(metrics: &mut Metrics, objective: &Objective, found: &Found) {
     let (Some(beta), Spans::Turns { .. }) = (objective.beta(), objective.needs().spans) else { return };
-    for Found { micro, policy, reference, .. } in found {
-        let Some(reference) = reference else { continue };
-        let ratio = (policy.detach() - reference) * beta;
-        for pair in &micro.pairs {
-            for (name, place) in [("chosen", pair.chosen), ("rejected", pair.rejected)] {
-                let turns = place.map_or(Vec::new(), |place| micro.turns(&ratio, place));
-                for (turn, reward) in turns.into_iter().enumerate() {
-                    metrics.add(format!("rewards/{name}/turn_{turn}"), reward, 1.0);
-                }
+    let Found { micro, policy, reference: Some(reference), .. } = found else { return };
+    let ratio = (policy.detach() - reference) * beta;
+    for pair in &micro.pairs {
+        for (name, place) in [("chosen", pair.chosen), ("rejected", pair.rejected)] {
+            let turns = place.map_or(Vec::new(), |place| micro.turns(&ratio, place));
+            for (turn, reward) in turns.into_iter().enumerate() {
+                metrics.add(format!("rewards/{name}/turn_{turn}"), reward, 1.0);
             }
         }
     }
@@ -241,10 +252,9 @@ fn divergence(log_ratio: &Tensor, tokens: &Tensor) -> Tensor {
     (x.expm1() - x) * tokens
 }
 
-fn not_finite(found: &[Found]) -> Error {
-    let finite = |sums: &Tensor| sums.isfinite().all().int64_value(&[]) == 1;
-    let policy = found.iter().all(|found| finite(&found.policy));
-    let reference = found.iter().all(|found| found.reference.as_ref().is_none_or(finite));
+fn not_finite(pairs: &Pairs) -> Error {
+    let finite = |views: &Views| views.named().all(|(_, sums)| sums.isfinite().all().int64_value(&[]) == 1);
+    let (policy, reference) = (finite(&pairs.policy), pairs.reference.as_ref().is_none_or(finite));
     let whose = match (policy, reference) {
         (false, _) => "the policy's log-probs are not finite",
         (true, false) => "the reference's log-probs are not finite",

@@ -29,6 +29,27 @@ pub struct Steps<'a> {
     pub order: Order,
     /// How many go into a micro-batch.
     pub batch: config::Batch,
+    /// Which of the micro-batches are made here.
+    pub share: Share,
+}
+
+/// Which micro-batches of a step a rank runs: every so-manieth, since neighbours are of similar size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// The rank, from 0.
+    pub rank: usize,
+    /// How many ranks there are.
+    pub ranks: usize,
+}
+
+impl Share {
+    /// All of them.
+    pub const ALL: Share = Share { rank: 0, ranks: 1 };
+
+    /// Whether micro-batch `index` of a step is one of them.
+    pub fn takes(self, index: usize) -> bool {
+        index % self.ranks == self.rank
+    }
 }
 
 /// An optimizer step, cut.
@@ -38,11 +59,21 @@ pub struct StepCut {
     pub epoch: usize,
     /// Sums over the whole step.
     pub totals: StepTotals,
-    /// Indices of the examples of each micro-batch.
+    /// Indices of the examples of each micro-batch, of all ranks.
     pub micros: Vec<Vec<usize>>,
 }
 
 impl Steps<'_> {
+    /// The micro-batches of a step that are made here, each with its number in the step.
+    pub fn own<'c>(&self, cut: &'c StepCut) -> impl Iterator<Item = (usize, &'c [usize])> + use<'c> {
+        let share = self.share;
+        cut.micros
+            .iter()
+            .enumerate()
+            .filter(move |(i, _)| share.takes(*i))
+            .map(|(i, examples)| (i, examples.as_slice()))
+    }
+
     /// Optimizer step `step`, from 0.
     pub fn step(&self, step: usize) -> StepCut {
         let order::Batch { epoch, examples } = self.order.batch(step);

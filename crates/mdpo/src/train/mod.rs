@@ -6,11 +6,14 @@ mod feed;
 pub mod flops;
 mod inputs;
 mod judge;
+mod launch;
 pub mod memory;
 mod metrics;
 mod micro;
+mod optimizer_step;
 mod output;
 mod progress;
+mod ranks;
 mod reference;
 mod reference_cache;
 mod reference_store;
@@ -22,15 +25,20 @@ pub use bench::{BenchReport, bench};
 pub use feature_cache::{FeatureCache, ImageKey};
 pub use feed::{Feed, data_threads};
 pub use inputs::{Inputs, PictureCheck, Pictures, Report, Size, check_header, encoder, picture, processor};
-pub use judge::{Found, Judged, Pull, judge};
+pub use judge::{Found, Judged, Part, Pull, columns, judge, judge_together};
+pub use launch::Launch;
 pub use metrics::Metrics;
-pub use micro::{Micro, Origin, Places, Prepared, StepCut, Steps};
+pub use micro::{Micro, Origin, Places, Prepared, Share, StepCut, Steps};
 pub use progress::{Talk, clock};
+pub use ranks::Ranks;
 pub use reference::{ReferenceRow, reference};
 pub use reference_cache::{KnownReference, Missing, PromptKey, ReferenceCache, ReferencePrompt};
-pub use run::{Outcome, train, try_load};
+pub use run::{Outcome, train, train_on, try_load};
 pub use stage::{Clock, Laps, Stage};
-pub use step::{Evaluated, Ready, StepPlan, StepResult, Tower, complete, evaluate, follow, look_ahead, ready, step};
+pub use step::{
+    Ahead, Evaluated, Ready, Seen, StepPlan, StepResult, Tower, complete, evaluate, follow, judge_ahead, look_ahead,
+    ready, step,
+};
 
 use crate::config;
 use crate::{Error, Result};
@@ -38,11 +46,20 @@ use tch::{Device, Kind};
 
 /// Where a run computes.
 pub fn device(wanted: config::Device) -> Result<Device> {
+    device_of(wanted, 0)
+}
+
+/// Where process `local_rank` of this machine computes.
+fn device_of(wanted: config::Device, local_rank: usize) -> Result<Device> {
     if wanted == config::Device::Cpu {
         return Ok(Device::Cpu);
     }
     match (torch_ext::load_cuda(), wanted) {
-        (torch_ext::CudaState::Usable { .. }, _) => Ok(Device::Cuda(0)),
+        (torch_ext::CudaState::Usable { devices }, _) if local_rank < devices => Ok(Device::Cuda(local_rank)),
+        (torch_ext::CudaState::Usable { devices }, _) => {
+            let what = format!("the process with `LOCAL_RANK` {local_rank} finds {devices} GPUs");
+            Err(Error::at("`device`", what).hint("start at most as many processes on a machine as it has GPUs"))
+        }
         (torch_ext::CudaState::Unusable { why }, config::Device::Cuda) => {
             let hint = "set `device: auto`, or point LIBTORCH at a CUDA build of PyTorch 2.11 on a machine with a GPU";
             Err(Error::at("`device`", format!("`cuda` was asked for and is not usable: {why}")).hint(hint))

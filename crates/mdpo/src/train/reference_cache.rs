@@ -9,10 +9,12 @@ use super::Micro;
 use super::feature_cache::ImageKey;
 use super::inputs::Inputs;
 use super::micro::Places;
+use super::ranks::Ranks;
 use super::reference_store::{Identity, Store};
 use crate::Result;
 use crate::config::{AdapterStart, Reference, Run, Tuning};
 use crate::text::pack::{PackedBatch, PackedImage};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -20,7 +22,7 @@ use std::time::{Duration, Instant};
 use tch::{Device, Tensor};
 
 /// SHA-256 of all that the model is given for a prompt and the responses on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PromptKey(pub(super) [u8; 32]);
 
 /// A packed prompt as the reference sees it.
@@ -157,6 +159,20 @@ impl KnownReference {
 pub struct ReferenceCache {
     known: HashMap<PromptKey, Vec<f64>>,
     kept: Kept,
+    /// What other ranks were not told yet, where there are some.
+    untold: Option<Learned>,
+    /// Who writes what is kept on disk.
+    writer: Writer,
+}
+
+/// What a reference said, for other ranks.
+pub type Learned = Vec<(PromptKey, Vec<f64>)>;
+
+/// Whether this process writes the file of kept values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Writer {
+    This,
+    AnotherRank,
 }
 
 /// What is kept of what was computed.
@@ -176,7 +192,36 @@ const WRITE_AFTER: Duration = Duration::from_secs(300);
 impl ReferenceCache {
     /// Keeps nothing: the reference is computed for every prompt of every step.
     pub fn nothing() -> Self {
-        ReferenceCache { known: HashMap::new(), kept: Kept::Nothing }
+        Self::with(HashMap::new(), Kept::Nothing)
+    }
+
+    fn with(known: HashMap<PromptKey, Vec<f64>>, kept: Kept) -> Self {
+        ReferenceCache { known, kept, untold: None, writer: Writer::This }
+    }
+
+    /// The cache of one of several ranks, which tell each other what they compute: an example may be another rank's in the next epoch. Only
+    /// the first writes.
+    #[must_use]
+    pub fn among(mut self, ranks: &Ranks) -> Self {
+        if ranks.count() > 1 {
+            self.untold = Some(Vec::new());
+            self.writer = if ranks.leads() { Writer::This } else { Writer::AnotherRank };
+        }
+        self
+    }
+
+    /// What was computed since this was last asked.
+    pub fn take_untold(&mut self) -> Learned {
+        self.untold.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Takes in what another rank has computed.
+    pub fn hear(&mut self, learned: Learned) {
+        for (key, sums) in learned {
+            if self.known.insert(key, sums).is_none() {
+                self.count();
+            }
+        }
     }
 
     /// The cache of a run's reference on `device`, with what earlier runs left in its `reference_cache`.
@@ -200,11 +245,11 @@ impl ReferenceCache {
     /// As [`ReferenceCache::of_run`].
     pub fn of_model(run: &Run, adapter: Option<&Path>, device: Device) -> Result<Self> {
         let Some(folder) = run.reference.cache.as_deref().filter(|_| run.objective.needs().reference) else {
-            return Ok(ReferenceCache { known: HashMap::new(), kept: Kept::WhatRecurs });
+            return Ok(Self::with(HashMap::new(), Kept::WhatRecurs));
         };
         let store = Store::new(folder, Identity::of(folder, &run.model, adapter, device)?)?;
         let known = store.read()?;
-        Ok(ReferenceCache { known, kept: Kept::Everything { store, unwritten: 0, written: Instant::now() } })
+        Ok(Self::with(known, Kept::Everything { store, unwritten: 0, written: Instant::now() }))
     }
 
     /// How many prompts are known, and the file they are kept in.
@@ -254,7 +299,9 @@ impl ReferenceCache {
                 Kept::Everything { .. } => true,
             };
             // A reference that overflows ends the run, which says so; nobody else should start from it.
-            if kept && sums.iter().all(|sum| sum.is_finite()) && self.known.insert(prompt.key, sums).is_none() {
+            if kept && sums.iter().all(|sum| sum.is_finite()) && !self.known.contains_key(&prompt.key) {
+                self.untold.iter_mut().for_each(|untold| untold.push((prompt.key, sums.clone())));
+                self.known.insert(prompt.key, sums);
                 self.count();
             }
         }
@@ -270,13 +317,14 @@ impl ReferenceCache {
         }
     }
 
-    /// Writes what the disk does not have yet, where there is one to write to.
+    /// Writes what the disk does not have yet, where there is one to write to and no other rank does it.
     ///
     /// # Errors
     /// The file cannot be written.
     pub fn write(&mut self) -> Result<()> {
         if let Kept::Everything { store, unwritten, written } = &mut self.kept
             && *unwritten > 0
+            && self.writer == Writer::This
         {
             store.write(&mut self.known)?;
             (*unwritten, *written) = (0, Instant::now());

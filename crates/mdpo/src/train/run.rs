@@ -1,17 +1,16 @@
 //! The loop over optimizer steps.
 
-use super::flops::{self, Flops};
+use super::optimizer_step::{Done, Tally};
 use super::progress::{Progress, Talk};
-use super::stage::{Clock, Laps, Stage};
-use super::step::{StepPlan, StepResult, Tower, complete, follow, look_ahead, ready, step};
+use super::stage::{Clock, Laps};
+use super::step::complete;
 use super::{
-    FeatureCache, Feed, Inputs, Judged, Metrics, Micro, PictureCheck, Ready, ReferenceCache, StepCut, Steps,
-    data_threads, device, kind, memory, output,
+    FeatureCache, Feed, Inputs, Metrics, PictureCheck, Ranks, ReferenceCache, Steps, data_threads, device, kind,
+    memory, output,
 };
-use crate::address::Address;
 use crate::checkpoint::{self, State, Tensors};
 use crate::config::{
-    AdapterStart, Length, Lora, Part, Redraw, ReferenceLogps, ReferenceWhen, ReportTo, Resume, Run, Save, Tuning,
+    AdapterStart, Length, Lora, Redraw, ReferenceLogps, ReferenceWhen, ReportTo, Resume, Run, Save, Tuning,
 };
 use crate::data::order::Order;
 use crate::error::caught;
@@ -19,17 +18,19 @@ use crate::model::Model;
 use crate::model::load::Plan;
 use crate::model::value_head::ValueHead;
 use crate::nn::Role;
-use crate::optim::{self, AdamW, Moments};
+use crate::optim::{AdamW, Moments};
 use crate::weights::{self, AdapterConfig};
 use crate::{Error, Result, config};
 use mdpo_measure::tensorboard::{self, EventWriter};
-use rand::Rng;
 use serde_json::{Map, Value, json};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
+
+/// How many examples an optimizer step takes, in a run's identity.
+const EXAMPLES_PER_STEP: &str = "examples per optimizer step";
 
 /// How a run ended.
 #[derive(Debug, Clone)]
@@ -44,14 +45,23 @@ pub struct Outcome {
     pub interrupted: bool,
 }
 
-/// Trains as `run` says. A signal (Ctrl-C, SIGTERM) saves a checkpoint and ends it.
+/// Trains as `run` says, in this process alone. A signal (Ctrl-C, SIGTERM) saves a checkpoint and ends it.
 pub fn train(run: &Run, talk: Talk) -> Result<Outcome> {
-    output::prepare(run)?;
-    let device = device(run.model.device)?;
-    let inputs = Inputs::open(run, PictureCheck::Header)?;
-    let mut trainer = Trainer::new(run, &inputs, device, ReferenceCache::of_run(run, device)?)?;
-    trainer.resume()?;
-    trainer.open_events()?;
+    train_on(&Ranks::one(), run, talk)
+}
+
+/// Trains as `run` says, as one of several ranks. Whatever ends one of them, a signal or a problem, ends all; the first one writes and talks.
+pub fn train_on(ranks: &Ranks, run: &Run, talk: Talk) -> Result<Outcome> {
+    let talk = if ranks.leads() { talk } else { Talk::Silent };
+    ranks.check_run(run)?;
+    ranks.first_one(|| output::prepare(run))?;
+    let device = ranks.device(run.model.device)?;
+    let inputs = ranks.agree(Inputs::open(run, PictureCheck::Header))?;
+    let references = ranks.first_one_then_others(|| ReferenceCache::of_run(run, device))?;
+    let begun = Trainer::new(ranks, run, &inputs, device, references.among(ranks));
+    let mut trainer = ranks.agree(begun.and_then(|mut trainer| trainer.resume().map(|()| trainer)))?;
+    trainer.check_equal()?;
+    ranks.first_one(|| trainer.open_events())?;
     trainer.introduce(talk, device);
     let ended = trainer.precompute().and_then(|()| {
         std::thread::scope(|scope| {
@@ -61,55 +71,51 @@ pub fn train(run: &Run, talk: Talk) -> Result<Outcome> {
     });
     // What the reference said is worth keeping however the run ended; how it ended is the error to tell.
     let kept = trainer.references.write();
-    ended.and_then(|outcome| kept.map(|()| outcome))
+    ended.and_then(|outcome| ranks.agree(kept).map(|()| outcome))
 }
 
 /// Loads the model as training would, checks that results can be written, and counts the trained parameters.
 pub fn try_load(run: &Run, inputs: &Inputs) -> Result<usize> {
     output::check(run)?;
     let device = device(run.model.device)?;
-    let trainer = Trainer::new(run, inputs, device, ReferenceCache::of_run(run, device)?)?;
+    let ranks = Ranks::one();
+    let trainer = Trainer::new(&ranks, run, inputs, device, ReferenceCache::of_run(run, device)?)?;
     Ok(trainer.model.trainables.iter().map(|trainable| trainable.leaf.numel()).sum())
 }
 
 pub(super) struct Trainer<'a> {
-    run: &'a Run,
-    inputs: &'a Inputs,
-    model: Model,
-    optimizer: AdamW,
+    pub ranks: &'a Ranks,
+    pub run: &'a Run,
+    pub inputs: &'a Inputs,
+    pub model: Model,
+    pub optimizer: AdamW,
     adapter: Option<AdapterConfig>,
     order: Order,
     /// Optimizer steps of the whole run.
     pub total: usize,
     /// Where the time goes.
     pub clock: Clock,
-    state: State,
-    metrics: Metrics,
+    pub state: State,
+    pub metrics: Metrics,
     /// What the reference said so far.
-    references: ReferenceCache,
+    pub references: ReferenceCache,
     /// What the vision tower gave for images.
-    features: FeatureCache,
-    /// TensorBoard's file, where the recipe asks for one.
+    pub features: FeatureCache,
+    /// TensorBoard's file, where the recipe asks for one; the first rank's alone.
     events: Option<EventWriter>,
     /// Whether policy and reference agree before the first step, as they should.
-    starts_at_reference: bool,
+    pub starts_at_reference: bool,
     stop: Arc<AtomicBool>,
 }
 
-/// A finished optimizer step.
-pub(super) struct Done {
-    pub pairs: usize,
-    pub tokens: u64,
-    /// Seconds in all, and those of them spent waiting for data.
-    pub seconds: f64,
-    pub waited: f64,
-    pub flops: Flops,
-    norm: f64,
-    learning_rate: f64,
-}
-
 impl<'a> Trainer<'a> {
-    pub fn new(run: &'a Run, inputs: &'a Inputs, device: tch::Device, references: ReferenceCache) -> Result<Self> {
+    pub fn new(
+        ranks: &'a Ranks,
+        run: &'a Run,
+        inputs: &'a Inputs,
+        device: tch::Device,
+        references: ReferenceCache,
+    ) -> Result<Self> {
         let (mut start_config, mut starts_at_reference) = (None, true);
         let plan = match &run.tuning {
             Tuning::Full { parts } => Plan::Full(parts),
@@ -138,16 +144,23 @@ impl<'a> Trainer<'a> {
         }
         let adapter = output::adapter_config(run, &model, start_config);
         let nonzero = |n: usize| NonZeroUsize::new(n).ok_or_else(|| Error::at("data", "no usable rows"));
-        let (examples, per_step) =
-            (nonzero(inputs.examples.len())?, nonzero(run.batch.per_device * run.batch.accumulation)?);
+        let per_step = run.batch.per_device * run.batch.accumulation * ranks.count();
+        let (examples, per_step) = (nonzero(inputs.examples.len())?, nonzero(per_step)?);
         let order = match run.data.shuffle {
             true => Order::shuffled(examples, per_step, run.seed),
             false => Order::as_written(examples, per_step),
         };
         let mut identity = run.identity();
+        // A step is what its examples are, however many ranks and passes share it; only dropout is drawn for each pass.
+        identity.remove("gradient_accumulation_steps");
+        if !matches!(&run.tuning, Tuning::Lora(lora) if lora.dropout > 0.0) {
+            identity.remove("per_device_train_batch_size");
+        }
+        identity.insert(EXAMPLES_PER_STEP.to_owned(), json!(per_step));
         identity.insert("rows of the data set".to_owned(), json!(inputs.report.digest));
         identity.insert("checkpoint".to_owned(), json!(checkpoint_digest(&run.model.path)?));
         Ok(Trainer {
+            ranks,
             optimizer: AdamW::new(run.optim.clone(), &model.trainables),
             total: order.steps(run.batch.length),
             clock: Clock::new(Laps::Unwaited, device),
@@ -183,7 +196,13 @@ impl<'a> Trainer<'a> {
         let differing = config::differing(&state.identity, &self.state.identity);
         if !differing.is_empty() {
             let what = format!("the checkpoint belongs to another run: {} changed", differing.join(", "));
-            let hint = "resume with the recipe it was started with, or train into another `output_dir`";
+            let mut hint = "resume with the recipe it was started with, or train into another `output_dir`".to_owned();
+            if state.identity.get(EXAMPLES_PER_STEP) != self.state.identity.get(EXAMPLES_PER_STEP) {
+                let count = self.ranks.count();
+                hint += &format!(
+                    "; a step takes `per_device_train_batch_size` × `gradient_accumulation_steps` × ranks (here {count}) examples"
+                );
+            }
             return Err(Error::at(folder.display(), what).hint(hint));
         }
         let mut moments = Vec::new();
@@ -204,6 +223,13 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
+    /// All ranks have the same run before them, and stand at the same place of it.
+    fn check_equal(&self) -> Result<()> {
+        let mine = self.state.identity.iter().map(|(name, value)| (name.clone(), value.to_string()));
+        self.ranks.check_equal(mine.chain([("steps done".to_owned(), self.state.step.to_string())]))?;
+        self.ranks.check_weights(&self.model.trainables)
+    }
+
     /// What the user should know before the first step.
     fn introduce(&self, talk: Talk, device: tch::Device) {
         if talk == Talk::Silent {
@@ -213,6 +239,10 @@ impl<'a> Trainer<'a> {
         let (examples, trained) = (self.inputs.examples.len(), self.model.trainables.iter());
         let parameters: usize = trained.map(|trainable| trainable.leaf.numel()).sum();
         eprintln!("model    {} · {:?} on {device:?}", self.run.model.name, self.run.model.dtype);
+        if self.ranks.count() > 1 {
+            let per_step = self.state.identity.get(EXAMPLES_PER_STEP).map_or(String::new(), Value::to_string);
+            eprintln!("ranks    {} · {per_step} examples a step", self.ranks.count());
+        }
         eprintln!(
             "data     {examples} of {} rows ({} with images) · longest example {} tokens",
             report.rows, report.with_images, report.longest.0
@@ -251,7 +281,8 @@ impl<'a> Trainer<'a> {
 
     /// What every step consists of.
     pub fn steps(&self) -> Steps<'a> {
-        Steps { inputs: self.inputs, order: self.order.clone(), batch: self.run.batch.clone() }
+        let share = self.ranks.share();
+        Steps { inputs: self.inputs, order: self.order.clone(), batch: self.run.batch.clone(), share }
     }
 
     /// Asks the reference about everything that comes again in later epochs, where the recipe wants that done first; a signal ends it early.
@@ -263,20 +294,28 @@ impl<'a> Trainer<'a> {
         let range = 0..order.steps_per_epoch();
         let steps = Steps { order, ..self.steps() };
         std::thread::scope(|scope| {
-            for prepared in Feed::new(scope, steps, range, data_threads())? {
-                if self.stop.load(Ordering::Relaxed) {
+            let mut feed = Feed::new(scope, steps.clone(), range.clone(), data_threads())?;
+            for step in range {
+                let stop = self.stop.load(Ordering::Relaxed);
+                let mine = (0..steps.own(&steps.step(step)).count()).try_for_each(|_| self.precompute_next(&mut feed));
+                self.tell(mine.map(|()| Tally::default()))?;
+                if self.ranks.any(stop)? {
                     break;
                 }
-                let micro = prepared?.to_device(self.model.device);
-                let mut known = self.references.known_of_recurring(&micro);
-                caught(|| {
-                    complete(&self.model, &micro, Role::Reference, None, &mut known);
-                    Ok(())
-                })?;
-                self.references.learn(&micro, &known)?;
             }
             Ok(())
         })
+    }
+
+    fn precompute_next(&mut self, feed: &mut Feed) -> Result<()> {
+        let prepared = feed.next().expect("the feed has the micro-batches of every step");
+        let micro = prepared?.to_device(self.model.device);
+        let mut known = self.references.known_of_recurring(&micro);
+        caught(|| {
+            complete(&self.model, &micro, Role::Reference, None, &mut known);
+            Ok(())
+        })?;
+        self.references.learn(&micro, &known)
     }
 
     fn run(&mut self, talk: Talk, feed: &mut Feed) -> Result<Outcome> {
@@ -286,8 +325,9 @@ impl<'a> Trainer<'a> {
             if self.state.step >= self.total {
                 break Ok(false);
             }
-            if self.stop.load(Ordering::Relaxed) {
-                break Ok(true);
+            match self.ranks.any(self.stop.load(Ordering::Relaxed)) {
+                Ok(false) => {}
+                stopped => break stopped,
             }
             match self.optimizer_step(feed) {
                 Err(error) => break Err(error),
@@ -297,8 +337,11 @@ impl<'a> Trainer<'a> {
                     let due = due || self.state.step == 1 || self.state.step == self.total;
                     let entry = due.then(|| self.log(&done, &mut window));
                     progress.step(self.state.step, entry.as_ref());
-                    if let Err(error) = entry.map_or(Ok(()), |entry| self.report(&entry)) {
-                        break Err(error);
+                    if let Some(entry) = entry {
+                        let told = self.report(&entry);
+                        if let Err(error) = self.ranks.agree(told) {
+                            break Err(error);
+                        }
                     }
                 }
             }
@@ -314,7 +357,7 @@ impl<'a> Trainer<'a> {
         match ended {
             Ok(true) => {
                 let last = self.checkpoint_folder(saved);
-                let folder = if unsaved || !last.is_dir() { self.save()? } else { last };
+                let folder = if self.ranks.any(unsaved || !last.is_dir())? { self.save()? } else { last };
                 progress.say(format!("stopped; continue with `resume_from_checkpoint=true` from {}", folder.display()));
                 Ok(self.outcome(folder, true))
             }
@@ -322,12 +365,16 @@ impl<'a> Trainer<'a> {
                 if unsaved && self.run.output.save != Save::Never {
                     self.save()?;
                 }
-                self.finish()?;
+                self.ranks.check_weights(&self.model.trainables)?;
+                self.ranks.first_one(|| self.finish())?;
                 Ok(self.outcome(self.run.output.dir.clone(), false))
             }
             // What was learned until here is kept; the error of the step is the one to tell.
             Err(error) => {
-                if unsaved && let Ok(folder) = self.save() {
+                if unsaved
+                    && self.ranks.leads()
+                    && let Ok(folder) = self.write_checkpoint()
+                {
                     progress.say(format!("the steps before are kept in {}", folder.display()));
                 }
                 Err(error)
@@ -338,108 +385,6 @@ impl<'a> Trainer<'a> {
     fn outcome(&self, folder: PathBuf, interrupted: bool) -> Outcome {
         let steps = (self.state.step, self.total);
         Outcome { steps, log_history: self.state.log_history.clone(), folder, interrupted }
-    }
-
-    /// One optimizer step over as many micro-batches as the recipe says.
-    pub fn optimizer_step(&mut self, feed: &mut Feed) -> Result<Done> {
-        let began = Instant::now();
-        self.clock.restart();
-        self.features.begin_step();
-        let index = self.state.step;
-        let cut = self.steps().step(index);
-        let totals = cut.totals;
-        let Tally { loss, expected, comparable, tokens, metrics, flops } = self.micro_batches(index, cut, feed)?;
-        let pairs = totals.pairs as f64;
-        let (loss, expected) = (loss / pairs, expected.filter(|_| comparable).map(|expected| expected / pairs));
-        self.check_first_loss(index, loss, expected)?;
-        optim::unscale(&self.model.trainables, optim::loss_scale(self.model.kind()));
-        let norm = optim::clip(&self.model.trainables, self.run.optim.max_grad_norm);
-        if !norm.is_finite() {
-            return Err(Error::at(format!("step {}", index + 1), "the gradient norm is NaN or infinite")
-                .hint("lower `learning_rate`, or use `bf16: true` instead of `fp16: true`"));
-        }
-        let learning_rate = optim::learning_rate(&self.run.optim, index, self.total);
-        self.optimizer.step(&self.model.trainables, learning_rate);
-        self.metrics.merge(&metrics);
-        self.state.step += 1;
-        self.state.tokens_seen += tokens;
-        self.clock.lap(Stage::Optimizer);
-        let (seconds, waited) = (began.elapsed().as_secs_f64(), feed.take_waited());
-        Ok(Done { pairs: totals.pairs, tokens, seconds, waited, flops, norm, learning_rate })
-    }
-
-    /// Forward and backward of all micro-batches of optimizer step `index`.
-    fn micro_batches(&mut self, index: usize, cut: StepCut, feed: &mut Feed) -> Result<Tally> {
-        let StepCut { totals, micros, .. } = cut;
-        let mut tally = Tally::default();
-        let whole = self.run.objective.needs_whole_step() && micros.len() > 1;
-        let mut all = Vec::new();
-        for (i, examples) in micros.iter().enumerate() {
-            let prepared = feed.next().expect("the feed has the micro-batches of every step that is left")?;
-            debug_assert_eq!(prepared.examples, *examples);
-            let plan = StepPlan {
-                objective: &self.run.objective,
-                checkpointing: self.run.batch.checkpointing,
-                tower: self.tower(),
-                totals,
-                dropout: self.dropout_seed(index, i),
-            };
-            let ready = self.ready(prepared.to_device(self.model.device), plan, &mut tally)?;
-            match whole {
-                true => all.push((plan, ready)),
-                false => tally.add(caught(|| step(&self.model, &ready, plan, &mut self.clock))?),
-            }
-        }
-        if whole {
-            let judged = caught(|| look_ahead(&self.model, &all, &mut self.clock))?;
-            for ((plan, ready), pull) in all.iter().zip(&judged.pulls) {
-                tally.add(caught(|| Ok(follow(&self.model, ready, *plan, pull, &mut self.clock)))?);
-            }
-            let Judged { loss, at_reference, metrics, .. } = judged;
-            tally.add(StepResult { loss, at_reference, metrics });
-        }
-        Ok(tally)
-    }
-
-    /// Sees to the images and the reference of a micro-batch.
-    fn ready(&mut self, micro: Micro, plan: StepPlan, tally: &mut Tally) -> Result<Ready> {
-        let known = self.references.known(&micro);
-        let packed = &micro.batch.packed;
-        let missing = known.missing(packed);
-        // On a GPU what a prompt gives depends on its neighbours, and no policy equals a value that others led to.
-        tally.comparable &= self.model.device == tch::Device::Cpu || known.is_nothing(packed);
-        tally.tokens += packed.ids.len() as u64;
-        self.clock.lap(Stage::Data);
-        let (model, features, clock) = (&self.model, &mut self.features, &mut self.clock);
-        let ready = caught(|| ready(model, micro, plan, known, features, clock))?;
-        self.references.learn(&ready.micro, &ready.known)?;
-        let reference = missing.as_ref().map(|missing| &missing.packed);
-        let packed = &ready.micro.batch.packed;
-        tally.flops.add(&flops::of(&self.model, packed, ready.images, reference, self.inputs.needs));
-        Ok(ready)
-    }
-
-    /// A policy that starts at its reference must show the loss of equal policies; otherwise something is wrong with one of them.
-    fn check_first_loss(&self, index: usize, loss: f64, expected: Option<f64>) -> Result<()> {
-        let Some(expected) = expected.filter(|_| index == 0 && self.starts_at_reference) else { return Ok(()) };
-        if (loss - expected).abs() <= 1e-6 {
-            return Ok(());
-        }
-        let what = format!("expected {expected:.6} before training (policy and reference agree), found {loss:.6}");
-        Err(Error::at("first loss", what).hint("policy and reference were computed differently; please report this"))
-    }
-
-    fn tower(&self) -> Tower {
-        match &self.run.tuning {
-            Tuning::Full { parts } if parts.contains(&Part::VisionTower) => Tower::Trained,
-            _ => Tower::Frozen,
-        }
-    }
-
-    fn dropout_seed(&self, step: usize, micro: usize) -> Option<u64> {
-        let Tuning::Lora(lora) = &self.run.tuning else { return None };
-        let address = Address { seed: self.run.seed, epoch: step as u64, example: micro as u64 };
-        (lora.dropout > 0.0).then(|| address.rng("lora dropout").next_u64())
     }
 
     /// Closes the window since the last entry.
@@ -495,7 +440,15 @@ impl<'a> Trainer<'a> {
         self.run.output.dir.join(format!("checkpoint-{step}"))
     }
 
+    /// Saves a checkpoint on the first rank, once all ranks have the same weights.
     fn save(&mut self) -> Result<PathBuf> {
+        self.ranks.check_weights(&self.model.trainables)?;
+        let folder = self.checkpoint_folder(self.state.step);
+        let saved = if self.ranks.leads() { self.write_checkpoint() } else { Ok(folder) };
+        self.ranks.agree(saved)
+    }
+
+    fn write_checkpoint(&mut self) -> Result<PathBuf> {
         let damaged = |error| Error::at("metrics", format!("cannot be written as JSON: {error}"));
         self.state.metrics = serde_json::to_value(&self.metrics).map_err(damaged)?;
         let (moments, optimizer_steps) = self.optimizer.state();
@@ -551,33 +504,6 @@ impl<'a> Trainer<'a> {
             "trial_name": null,
             "trial_params": null,
         })
-    }
-}
-
-/// What the micro-batches of a step gave together.
-struct Tally {
-    loss: f64,
-    /// The loss if the policy were the reference, where the objective has one.
-    expected: Option<f64>,
-    /// Whether that can be compared with the loss.
-    comparable: bool,
-    tokens: u64,
-    metrics: Metrics,
-    flops: Flops,
-}
-
-impl Default for Tally {
-    fn default() -> Self {
-        let (metrics, flops) = (Metrics::default(), Flops::default());
-        Tally { loss: 0.0, expected: Some(0.0), comparable: true, tokens: 0, metrics, flops }
-    }
-}
-
-impl Tally {
-    fn add(&mut self, done: StepResult) {
-        self.loss += done.loss;
-        self.expected = self.expected.zip(done.at_reference).map(|(sum, more)| sum + more);
-        self.metrics.merge(&done.metrics);
     }
 }
 

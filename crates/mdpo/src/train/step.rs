@@ -2,11 +2,11 @@
 //!
 //! [`ready`] sees to images and reference, [`forward`] runs the policy, [`judge`] turns its log-probs into loss and gradients, [`backward`]
 //! pushes those into the weights. An objective that compares all pairs of a step with each other has every micro-batch run forward once more,
-//! without a graph, before the first is run with one ([`look_ahead`]).
+//! without a graph, before the first is run with one ([`look_ahead`], [`judge_ahead`]).
 
-use super::judge::{Found, Judged, Pull, judge};
+use super::judge::{Found, Judged, Part, Pull, judge, judge_together, observe_turns};
 use super::stage::{Clock, Stage};
-use super::{FeatureCache, KnownReference, Metrics, Micro, Missing};
+use super::{FeatureCache, KnownReference, Metrics, Micro, Missing, columns};
 use crate::config::{GradientCheckpointing, Objective};
 use crate::logprob::{Gradients, LogProbs, log_probs};
 use crate::model::language::Keep;
@@ -151,6 +151,12 @@ impl Forward {
             values: self.values.as_ref().map(|values| values.detach().to_device(Device::Cpu).to_kind(Kind::Double)),
         }
     }
+
+    /// What is logged of a micro-batch by itself, whoever judges it.
+    fn observe(&self, metrics: &mut Metrics, ready: &Ready, plan: StepPlan) {
+        observe_turns(metrics, plan.objective, &self.found(ready, plan));
+        observe_tokens(metrics, &self.found, &ready.micro);
+    }
 }
 
 /// The state from which the first label of each pair's answer is predicted, `[pairs, width]`: the prompt's last.
@@ -182,7 +188,7 @@ fn backward(model: &Model, ready: &Ready, forward: Forward, pull: &Pull) {
 /// What a micro-batch gave.
 #[derive(Debug)]
 pub struct StepResult {
-    /// The loss, summed over its pairs; 0 where [`look_ahead`] told it already.
+    /// The loss, summed over its pairs; 0 where [`judge_ahead`] told it already.
     pub loss: f64,
     /// The sum that it would have if the policy were the reference.
     pub at_reference: Option<f64>,
@@ -197,33 +203,62 @@ pub struct StepResult {
 pub fn step(model: &Model, ready: &Ready, plan: StepPlan, clock: &mut Clock) -> Result<StepResult> {
     let run = forward(model, ready, plan, Gradients::Wanted);
     clock.lap(Stage::Forward);
-    let Judged { loss, at_reference, mut metrics, pulls } =
-        judge(plan.objective, plan.totals, &[run.found(ready, plan)])?;
-    observe_tokens(&mut metrics, &run.found, &ready.micro);
+    let Judged { loss, at_reference, mut metrics, pulls } = judge(plan.objective, plan.totals, run.found(ready, plan))?;
+    run.observe(&mut metrics, ready, plan);
     backward(model, ready, run, &pulls[0]);
     clock.lap(Stage::Backward);
     Ok(StepResult { loss, at_reference, metrics })
 }
 
-/// The gradients of all micro-batches of a step, for an objective that compares its pairs with each other, and what its loss is.
+/// What the policy says of a micro-batch before any of its step is run with a graph.
+#[derive(Debug)]
+pub struct Ahead {
+    policy: Tensor,
+    values: Option<Tensor>,
+    /// What the objective sees of its pairs ([`columns`]), for other ranks.
+    pub columns: Vec<Vec<f64>>,
+}
+
+/// Runs the policy over a micro-batch without gradients, for an objective that compares all pairs of a step with each other.
+pub fn look_ahead(model: &Model, ready: &Ready, plan: StepPlan, clock: &mut Clock) -> Ahead {
+    let found = forward(model, ready, plan, Gradients::Unwanted).found(ready, plan);
+    let columns = columns(plan.objective, &found);
+    clock.lap(Stage::Forward);
+    Ahead { policy: found.policy, values: found.values, columns }
+}
+
+/// A micro-batch of a step that was looked ahead over, in the step's order.
+#[derive(Debug)]
+pub enum Seen<'a> {
+    /// One that is run here.
+    Here(&'a Ready, &'a Ahead),
+    /// One that another rank runs, by the columns of its pairs.
+    Elsewhere(Vec<Vec<f64>>),
+}
+
+/// The loss of a whole step, and its gradient for each micro-batch that is run here.
 ///
 /// # Errors
 /// A loss that is not finite.
-pub fn look_ahead(model: &Model, all: &[(StepPlan, Ready)], clock: &mut Clock) -> Result<Judged> {
-    let found = all.iter().map(|(plan, ready)| forward(model, ready, *plan, Gradients::Unwanted).found(ready, *plan));
-    let found: Vec<Found> = found.collect();
-    let (plan, _) = all.first().expect("a step has a micro-batch");
-    let judged = judge(plan.objective, plan.totals, &found)?;
-    clock.lap(Stage::Forward);
-    Ok(judged)
+pub fn judge_ahead(plan: StepPlan, seen: Vec<Seen>) -> Result<Judged> {
+    let part = |seen| match seen {
+        Seen::Elsewhere(columns) => Part::Elsewhere(columns),
+        Seen::Here(ready, ahead) => Part::Here(Found {
+            micro: &ready.micro,
+            policy: ahead.policy.shallow_clone(),
+            reference: plan.objective.needs().reference.then(|| ready.known.sums()),
+            values: ahead.values.as_ref().map(Tensor::shallow_clone),
+        }),
+    };
+    judge_together(plan.objective, plan.totals, &seen.into_iter().map(part).collect::<Vec<_>>())
 }
 
-/// Forward and backward of a micro-batch whose gradient is known from [`look_ahead`].
+/// Forward and backward of a micro-batch whose gradient is known from [`judge_ahead`]; its loss was told there.
 pub fn follow(model: &Model, ready: &Ready, plan: StepPlan, pull: &Pull, clock: &mut Clock) -> StepResult {
     let run = forward(model, ready, plan, Gradients::Wanted);
     clock.lap(Stage::Forward);
     let mut metrics = Metrics::default();
-    observe_tokens(&mut metrics, &run.found, &ready.micro);
+    run.observe(&mut metrics, ready, plan);
     backward(model, ready, run, pull);
     clock.lap(Stage::Backward);
     StepResult { loss: 0.0, at_reference: Some(0.0), metrics }

@@ -3,7 +3,7 @@
 use image::Rgb;
 use mdpo::config::Run;
 use mdpo::data::order::Order;
-use mdpo::train::{Feed, Inputs, PictureCheck, Prepared, Steps};
+use mdpo::train::{Feed, Inputs, PictureCheck, Prepared, Share, Steps};
 use serde_json::json;
 use std::fs;
 use std::num::NonZeroUsize;
@@ -20,7 +20,7 @@ fn at_least_one(number: usize) -> NonZeroUsize {
 fn steps<'a>(inputs: &'a Inputs, run: &Run) -> Steps<'a> {
     let per_step = at_least_one(run.batch.per_device * run.batch.accumulation);
     let order = Order::shuffled(at_least_one(inputs.examples.len()), per_step, run.seed);
-    Steps { inputs, order, batch: run.batch.clone() }
+    Steps { inputs, order, batch: run.batch.clone(), share: Share::ALL }
 }
 
 fn mixed() -> Lab {

@@ -6,6 +6,7 @@ mod invariants;
 mod lab;
 mod objectives;
 mod parity;
+mod ranks;
 mod reference;
 mod resume;
 mod signals;
