@@ -93,6 +93,7 @@ fn the_least_recipe_has_the_documented_defaults() {
     gradient_accumulation_steps: 1
     num_train_epochs: 3.0
     gradient_checkpointing: layers
+    eval_strategy: no
     output_dir: out
     logging_steps: 10
     save_strategy: steps
@@ -221,6 +222,31 @@ fn contradictions_are_refused() {
         ("score_threshold: 4", "`score_threshold` belongs to `pairs_from_scores: threshold`"),
         ("train_images: black", "takes the images away that `loss_type: mdpo` compares"),
         ("save_strategy: epoch\nsave_steps: 5", "`save_steps` has no meaning"),
+        ("val_size: 0.1", "`val_size` has no meaning without an evaluation"),
+        ("eval_dataset_name: a", "`eval_dataset_name` has no meaning without an evaluation"),
+        ("eval_on_start: true", "`eval_on_start` has no meaning without an evaluation"),
+        ("load_best_model_at_end: true", "`load_best_model_at_end` has no meaning without an evaluation"),
+        ("metric_for_best_model: loss", "`metric_for_best_model` has no meaning without an evaluation"),
+        ("eval_strategy: steps", "`eval_strategy` has nothing to evaluate"),
+        ("eval_strategy: steps\nval_size: 0", "`eval_strategy` has nothing to evaluate"),
+        ("eval_strategy: steps\nval_size: 9\neval_dataset_name: a", "both say which rows are held out"),
+        ("eval_strategy: epoch\nval_size: 9\neval_steps: 5", "`eval_steps` has no meaning unless"),
+        ("eval_strategy: steps\neval_prompts: a\nmax_eval_samples: 5", "counts rows that are held out, but none are"),
+        ("eval_strategy: steps\nval_size: 9\neval_max_new_tokens: 5", "where nothing is answered"),
+        ("eval_strategy: steps\nval_size: 9\ngreater_is_better: true", "where no best model is looked for"),
+        ("eval_strategy: steps\nval_size: 9\nearly_stopping_threshold: 1", "without `early_stopping_patience`"),
+        (
+            "eval_strategy: steps\nval_size: 9\neval_steps: 7\nload_best_model_at_end: true",
+            "needs `save_steps` to be a multiple of `eval_steps`, found 500 and 7",
+        ),
+        (
+            "eval_strategy: epoch\nval_size: 9\nload_best_model_at_end: true",
+            "`eval_strategy` is `epoch` and `save_strategy` is not",
+        ),
+        (
+            "eval_strategy: steps\nval_size: 9\nsave_strategy: no\nload_best_model_at_end: true",
+            "`eval_strategy` is `steps` and `save_strategy` is not",
+        ),
         ("lora_r: 8\nlora_rank: 8", "`lora_rank` and `lora_r` are two names of one key, first in line 4"),
     ] {
         let message = bad(lines, &[]);
@@ -286,6 +312,17 @@ fn values_out_of_range_are_refused() {
         "loss_type: []",
         "lr_scheduler_type: cosine_with_restarts",
         "image_folder: ''",
+        "eval_strategy: sometimes",
+        "eval_steps: 0",
+        "val_size: -1",
+        "val_size: 1.5",
+        "per_device_eval_batch_size: 0",
+        "early_stopping_patience: 0",
+        "early_stopping_threshold: -1",
+        "eval_benchmarks: [amber]",
+        "eval_benchmarks: [{name: amber}]",
+        "eval_benchmarks: [{name: amber, data: a, shots: 3}]",
+        "eval_benchmarks: [{name: amber, data: a}, {name: amber, data: b}]",
     ] {
         let message = bad(line, &[]);
         let key = line.split(':').next().expect("a key");
@@ -387,6 +424,27 @@ fn trl_spellings_mean_what_they_mean_there() {
 }
 
 #[test]
+fn keys_of_evaluation_mean_what_they_mean_in_transformers() {
+    let evaluation = |lines: &str| good(lines, &[]).evaluation.expect("the run is evaluated");
+    let found = evaluation("eval_strategy: steps\nval_set_size: 0.05\nlogging_steps: 7");
+    assert_eq!((found.when, found.held_out), (EvaluateWhen::Steps(7), HeldOut::Share(0.05)));
+    assert_eq!((found.per_device, found.best), (8, None));
+    let found = evaluation("eval_strategy: epoch\nval_size: 20\nmetric_for_best_model: rewards/margins");
+    assert_eq!((found.when, found.held_out), (EvaluateWhen::EachEpoch, HeldOut::Rows(20)));
+    let best = found.best.expect("a metric");
+    assert_eq!((best.metric.as_str(), best.better, best.ends_with), ("eval_rewards/margins", None, EndsWith::Last));
+    let best = evaluation("eval_strategy: steps\nval_size: 1\nload_best_model_at_end: true").best.expect("a metric");
+    assert_eq!((best.metric.as_str(), best.ends_with), ("eval_loss", EndsWith::Best));
+    let best = evaluation("eval_strategy: steps\nval_size: 1\nearly_stopping_steps: 3").best.expect("a metric");
+    assert_eq!(best.early_stopping, Some(EarlyStopping { patience: 3, threshold: 0.0 }));
+    // What says how an evaluation would be does no harm without one.
+    assert_eq!(
+        good("eval_steps: 5\nper_device_eval_batch_size: 4\nval_size: 0\neval_strategy: no", &[]).evaluation,
+        None
+    );
+}
+
+#[test]
 fn overrides_replace_keys_of_the_recipe_under_any_of_their_names() {
     let run = good(
         "lora_r: 8\nbeta: 0.3\nwarmup_ratio: 0.1",
@@ -458,12 +516,16 @@ fn checkpoints_are_found_as_folders_and_in_the_cache() {
         "adapter_name_or_path=./no/such",
         "dataset_name=[openbmb/RLAIF-V-Dataset, a/b/c.jsonl]",
         "image_folder=/no/pictures",
+        "eval_strategy=steps",
+        "eval_dataset_name=/no/held-out.jsonl",
+        "eval_prompts=/no/prompts.jsonl",
+        "eval_benchmarks=[{name: amber, data: /no/amber}]",
         "resume_from_checkpoint=/no/checkpoint-1",
         &format!("output_dir={}", root.join("rows.jsonl").display()),
     ]);
     let message = missing.expect_err("nothing is there").to_string().replace(&root.display().to_string(), "ROOT");
     assert_snapshot!(message, @r"
-    7 problems
+    10 problems
     model_name_or_path: no folder `org/other` at `v2`, and no such repository with a `config.json` in the cache `ROOT/hub`
       hint: run `hf download org/other --revision v2`, or give a folder
     adapter_name_or_path: expected a folder or a repository id `org/name`, found no folder `./no/such`
@@ -472,9 +534,15 @@ fn checkpoints_are_found_as_folders_and_in_the_cache() {
       hint: mdpo reads local files: `hf download --repo-type dataset openbmb/RLAIF-V-Dataset --local-dir DIR`, then name DIR
     dataset_name: `a/b/c.jsonl` does not exist
       hint: check the path; relative paths start at the working directory
+    eval_dataset_name: `/no/held-out.jsonl` does not exist
+      hint: check the path; relative paths start at the working directory
     image_folder: `/no/pictures` is not a folder
       hint: check the path; relative paths start at the working directory
     resume_from_checkpoint: `/no/checkpoint-1` is not a folder
+      hint: check the path; relative paths start at the working directory
+    eval_prompts: `/no/prompts.jsonl` is not a file
+      hint: check the path; relative paths start at the working directory
+    eval_benchmarks: `/no/amber` is not a folder
       hint: check the path; relative paths start at the working directory
     output_dir: `ROOT/rows.jsonl` is a file, expected a folder or nothing
       hint: choose another folder
@@ -679,11 +747,57 @@ fn batch_and_output() -> impl Strategy<Value = (Batch, Output)> {
     (batch, output)
 }
 
+/// Evaluations that go with any way to save: none ends with its best model but those that are saved where they are.
+fn evaluation(save: Save) -> impl Strategy<Value = Option<Evaluation>> {
+    let held_out = prop_oneof![
+        Just(HeldOut::Nothing),
+        prop::collection::vec(name().prop_map(PathBuf::from), 1..3).prop_map(HeldOut::Files),
+        (1e-6..0.99).prop_map(HeldOut::Share),
+        (1..99_usize).prop_map(HeldOut::Rows),
+    ];
+    let stopping = (1..9_usize, 0.0..2.0).prop_map(|(patience, threshold)| EarlyStopping { patience, threshold });
+    let better = prop::sample::select(vec![None, Some(Direction::Lower), Some(Direction::Higher)]);
+    let best = ("[a-z/_]{1,9}", better, any::<bool>(), prop::option::of(stopping));
+    let best = best.prop_map(|(metric, better, ends_with_best, early_stopping)| {
+        let ends_with = if ends_with_best { EndsWith::Best } else { EndsWith::Last };
+        Best { metric: format!("eval_{metric}"), better, ends_with, early_stopping }
+    });
+    let benchmark = (name(), name(), prop::option::of(1..99_usize));
+    let benchmark = benchmark.prop_map(|(name, data, limit)| BenchmarkSample { name, data: data.into(), limit });
+    let answers = (prop::option::of(benchmark), prop::option::of(name().prop_map(PathBuf::from)), 1..99_usize);
+    let rest = (any::<bool>(), prop::option::of(1..99_usize), 1..99_usize, prop::option::of(best), answers);
+    let evaluation = (held_out, 1..99_usize, rest).prop_map(move |(held_out, every, rest)| {
+        let (on_start, max_samples, per_device, mut best, (benchmark, prompts, max_new_tokens)) = rest;
+        let when = match save {
+            Save::EachEpoch => EvaluateWhen::EachEpoch,
+            Save::Steps(saved) if best.as_ref().is_some_and(|best| best.ends_with == EndsWith::Best) => {
+                EvaluateWhen::Steps(saved)
+            }
+            Save::Never | Save::Steps(_) => EvaluateWhen::Steps(every),
+        };
+        if let (Some(best), Save::Never) = (&mut best, save) {
+            best.ends_with = EndsWith::Last;
+        }
+        let best = best
+            .filter(|best| best.ends_with == EndsWith::Best || best.early_stopping.is_some() || best.metric != "eval_");
+        let benchmarks: Vec<BenchmarkSample> = benchmark.into_iter().collect();
+        // What has no meaning keeps its default.
+        let nothing = held_out == HeldOut::Nothing;
+        let prompts = prompts.or((nothing && benchmarks.is_empty()).then(|| "prompts.jsonl".into()));
+        let answers = prompts.is_some() || !benchmarks.is_empty();
+        let max_samples = max_samples.filter(|_| !nothing);
+        let max_new_tokens = if answers { max_new_tokens } else { 256 };
+        Evaluation { when, on_start, held_out, max_samples, per_device, best, benchmarks, prompts, max_new_tokens }
+    });
+    prop::option::of(evaluation)
+}
+
 proptest! {
     #[test]
     fn a_written_run_reads_back_equal(
         (model, mut data) in model_and_data(), objective in objective(), corruption in corruption(), redraw in prop::sample::select(vec![Redraw::EachEpoch, Redraw::Once, Redraw::EachForward]),
-        mut tuning in tuning(), optim in optim(), (batch, output) in batch_and_output(), seed in any::<u64>(),
+        mut tuning in tuning(), optim in optim(), seed in any::<u64>(),
+        ((batch, output), evaluation) in batch_and_output().prop_flat_map(|(batch, output)| { let evaluation = evaluation(output.save); (Just((batch, output)), evaluation) }),
         (cache, precompute, columns) in (prop::option::of(name()), any::<bool>(), any::<bool>()),
         features in prop::option::of(name()),
         images in prop::sample::select(vec![TrainImages::Keep, TrainImages::Drop, TrainImages::Black, TrainImages::MeanColour]),
@@ -714,7 +828,7 @@ proptest! {
         }
         let trained = matches!(&tuning, Tuning::Full { parts } if parts.contains(&Part::VisionTower));
         let vision_feature_cache = features.filter(|_| !trained).map(PathBuf::from);
-        let run = Run { model, data, reference, vision_feature_cache, rejected_image, objective, tuning, optim, batch, output, seed };
+        let run = Run { model, data, reference, vision_feature_cache, rejected_image, objective, tuning, optim, batch, evaluation, output, seed };
         let text = run.to_yaml();
         let back = Run::from_yaml(&text, "mdpo_recipe.yaml", &[]).map_err(|error| TestCaseError::fail(format!("{error}\n{text}")))?;
         prop_assert_eq!(&back, &run, "{}", text);

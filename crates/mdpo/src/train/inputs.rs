@@ -2,8 +2,9 @@
 //!
 //! Kept for every row are its texts, where its images are and how large it is; token ids and pictures are made anew when its turn comes.
 
+use super::held_out;
 use crate::address::Address;
-use crate::config::{Corruption, Objective, Odpo, Offset, Redraw, Run, TrainImages};
+use crate::config::{self, Corruption, Objective, Odpo, Offset, Redraw, RejectedImage, Run, TrainImages};
 use crate::data::{self, Answer, Example, ImageSource, LeftOut, Need, Prompt, Scores, Sides};
 use crate::image::{self, Corrupted, ImageProcessor, Picture};
 use crate::model::{Shape, VisionShape};
@@ -35,8 +36,8 @@ pub struct Inputs {
     pub max_length: usize,
     /// What the objective asks for.
     pub needs: Needs,
-    overlong: crate::config::Overlong,
-    rejected_image: crate::config::RejectedImage,
+    overlong: config::Overlong,
+    rejected_image: RejectedImage,
     train_images: TrainImages,
     seed: u64,
     /// Every distinct picture, for `random_image`.
@@ -48,6 +49,24 @@ pub struct Inputs {
     prompts: Vec<usize>,
     /// Weights of the auxiliary rewards, in the order of an answer's.
     reward_weights: Vec<f64>,
+}
+
+/// What a checkpoint's folder says beside its weights.
+struct Checkpoint {
+    shape: Shape,
+    encoder: Encoder,
+    processor: Option<ImageProcessor>,
+    max_length: usize,
+}
+
+impl Checkpoint {
+    fn read(run: &Run) -> Result<Self> {
+        let shape = Shape::read(&run.model.path)?;
+        let encoder = encoder(&run.model.path, &shape)?;
+        let processor = processor(&run.model.path, &shape)?;
+        let max_length = max_length(run, &shape)?;
+        Ok(Checkpoint { shape, encoder, processor, max_length })
+    }
 }
 
 /// How large an example is.
@@ -116,14 +135,46 @@ pub struct Pictures {
 }
 
 impl Inputs {
-    /// Reads and checks everything but the weights; `check` says how closely images are looked at.
+    /// Reads and checks everything but the weights and the rows that are held out; `check` says how closely images are looked at.
+    ///
+    /// # Errors
+    /// Files or rows that cannot be used.
     pub fn open(run: &Run, check: PictureCheck) -> Result<Self> {
-        let shape = Shape::read(&run.model.path)?;
+        let checkpoint = Checkpoint::read(run)?;
+        let (training, _) = held_out::divide(run, load(run, &run.data)?)?;
+        Inputs::of(run, checkpoint, training, run.rejected_image.clone(), check)
+    }
+
+    /// As [`Inputs::open`], and the rows that are held out, where some are: their rejected images are drawn once, for policy and reference
+    /// alike, so that every evaluation sees the same.
+    ///
+    /// # Errors
+    /// Files or rows that cannot be used, of both.
+    pub fn open_with_held_out(run: &Run, check: PictureCheck) -> Result<(Self, Option<Self>)> {
+        let checkpoint = Checkpoint::read(run)?;
+        let (training, own) = held_out::divide(run, load(run, &run.data)?)?;
+        let training = Inputs::of(run, checkpoint, training, run.rejected_image.clone(), check);
+        let held_out = held_out::dataset(run, own, |data| load(run, data)).and_then(|held_out| {
+            let once = RejectedImage { redraw: Redraw::Once, ..run.rejected_image.clone() };
+            held_out.map(|dataset| Inputs::of(run, Checkpoint::read(run)?, dataset, once, check)).transpose()
+        });
+        match (training, held_out.map_err(held_out::told)) {
+            (Ok(training), Ok(held_out)) => Ok((training, held_out)),
+            (Err(one), Err(other)) => Err(Error::Many(vec![one, other])),
+            (Err(error), _) | (_, Err(error)) => Err(error),
+        }
+    }
+
+    /// The rows of `dataset`, checked.
+    fn of(
+        run: &Run,
+        checkpoint: Checkpoint,
+        dataset: data::Dataset,
+        rejected_image: RejectedImage,
+        check: PictureCheck,
+    ) -> Result<Self> {
+        let Checkpoint { shape, encoder, processor, max_length } = checkpoint;
         let needs = run.objective.needs();
-        let encoder = encoder(&run.model.path, &shape)?;
-        let processor = processor(&run.model.path, &shape)?;
-        let max_length = max_length(run, &shape)?;
-        let dataset = data::load(&run.data, &need(run, needs), run.seed)?;
         let rows = dataset.rows();
         let data::Dataset { examples, problems, left_out } = dataset;
         let mut inputs = Inputs {
@@ -136,7 +187,7 @@ impl Inputs {
             max_length,
             needs,
             overlong: run.data.overlong,
-            rejected_image: run.rejected_image.clone(),
+            rejected_image,
             train_images: run.data.train_images,
             seed: run.seed,
             distinct: Vec::new(),
@@ -386,6 +437,11 @@ impl Inputs {
             _ => Ok(image::corrupt(own, corruption, mean, address, image)),
         }
     }
+}
+
+/// The rows of these files, as the objective needs them.
+fn load(run: &Run, data: &config::Data) -> Result<data::Dataset> {
+    data::load(data, &need(run, run.objective.needs()), run.seed)
 }
 
 /// What every row must hold for an objective with these needs.

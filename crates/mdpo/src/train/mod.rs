@@ -1,9 +1,11 @@
 //! A run: from a valid recipe to a trained model.
 
 mod bench;
+mod evaluate;
 mod feature_cache;
 mod feed;
 pub mod flops;
+mod held_out;
 mod inputs;
 mod judge;
 pub mod memory;
@@ -19,6 +21,7 @@ mod stage;
 mod step;
 
 pub use bench::{BenchReport, bench};
+pub use evaluate::Evaluator;
 pub use feature_cache::{FeatureCache, ImageKey};
 pub use feed::{Feed, data_threads};
 pub use inputs::{Inputs, PictureCheck, Pictures, Report, Size, encoder, picture, processor};
@@ -30,7 +33,9 @@ pub use reference::{ReferenceRow, reference};
 pub use reference_cache::{KnownReference, Missing, PromptKey, ReferenceCache, ReferencePrompt};
 pub use run::{Outcome, train, try_load};
 pub use stage::{Clock, Laps, Stage};
-pub use step::{Evaluated, Ready, StepPlan, StepResult, Tower, complete, evaluate, follow, look_ahead, ready, step};
+pub use step::{
+    Evaluated, Looked, Ready, StepPlan, StepResult, Tower, complete, evaluate, follow, look, look_ahead, ready, step,
+};
 
 use crate::config;
 use crate::{Error, Result};
