@@ -1,10 +1,12 @@
-//! Evaluation while a run trains: the objective's loss and metrics on rows that are held out, the best one so far, and early stopping.
+//! Evaluation while a run trains: the objective's loss and metrics on rows that are held out, what the policy answers (`answering`), the best
+//! evaluation so far, and early stopping.
 //!
 //! Names and meanings are those of transformers' `Trainer` and `EarlyStoppingCallback`. Different from there: all held-out rows are one
 //! step, so that a metric is one sum over one count whatever the batch size, and an objective that compares pairs with each other sees all
 //! of them; a rejected image is the same in every evaluation; and nothing random or trained is touched, so that a run with evaluations ends
 //! where the one without does, bit for bit.
 
+use super::answering::{Answering, Known};
 use super::feed::{Feed, data_threads};
 use super::judge::{Found, judge};
 use super::micro::{Micro, Prepared, StepCut, Steps};
@@ -33,6 +35,9 @@ pub struct Evaluator {
     /// How held-out rows are cut into forward passes.
     batch: config::Batch,
     held_out: Option<Inputs>,
+    answering: Option<Answering>,
+    /// The figures that its benchmarks give.
+    figures: Vec<Known>,
     best: Option<Measure>,
 }
 
@@ -73,12 +78,14 @@ impl Evaluator {
     /// The evaluations that a recipe asks for, of the rows it holds out.
     ///
     /// # Errors
-    /// A metric by which the best model cannot be told.
+    /// Prompts and benchmarks that cannot be asked, a metric by which the best model cannot be told.
     pub fn new(run: &Run, held_out: Option<Inputs>) -> Result<Option<Self>> {
         let Some(settings) = run.evaluation.clone() else { return Ok(None) };
         let batch = config::Batch { per_device: settings.per_device, accumulation: 1, ..run.batch.clone() };
         let (objective, best) = (run.objective.clone(), None);
-        let mut evaluator = Evaluator { settings, objective, batch, held_out, best };
+        let answering = Answering::open(run, &settings)?;
+        let figures = answering.as_ref().map(Answering::known).transpose()?.unwrap_or_default();
+        let mut evaluator = Evaluator { settings, objective, batch, held_out, answering, figures, best };
         evaluator.best = evaluator.measure()?;
         Ok(Some(evaluator))
     }
@@ -134,10 +141,14 @@ impl Evaluator {
             let others = metrics.means().filter(|(name, _)| *name != "loss");
             entry.extend(others.map(|(name, mean)| (format!("eval_{name}"), json!(mean))));
         }
-        let seconds = began.elapsed().as_secs_f64();
-        entry.insert("eval_runtime".to_owned(), json!(seconds));
+        let judged = began.elapsed().as_secs_f64();
+        if let Some(answering) = &self.answering {
+            let Some(figures) = answering.run(subject.model, moment.step, subject.stop)? else { return Ok(None) };
+            entry.extend(figures);
+        }
+        entry.insert("eval_runtime".to_owned(), json!(began.elapsed().as_secs_f64()));
         if pairs > 0 {
-            entry.insert("eval_samples_per_second".to_owned(), json!(pairs as f64 / seconds));
+            entry.insert("eval_samples_per_second".to_owned(), json!(pairs as f64 / judged));
         }
         entry.insert("epoch".to_owned(), json!(moment.step as f64 / moment.per_epoch as f64));
         entry.insert("step".to_owned(), json!(moment.step));
@@ -205,7 +216,8 @@ impl Evaluator {
         let Some(config::Best { metric, better, ends_with, early_stopping }) = self.settings.best.clone() else {
             return Ok(None);
         };
-        let known = self.known_metrics()?;
+        let mut known = self.known_metrics()?;
+        known.extend(self.figures.iter().map(|figure| figure.metric.clone()));
         if !known.contains(&metric) {
             let names: Vec<String> = known.iter().map(|name| format!("`{name}`")).collect();
             let what = format!("`{metric}` is none of what an evaluation of this run gives: {}", names.join(", "));
@@ -215,9 +227,19 @@ impl Evaluator {
             };
             return Err(Error::at("`metric_for_best_model`", what).hint(hint));
         }
-        let rows = self.held_out.as_ref().map_or("", |inputs| inputs.report.digest.as_str());
-        let better = better.unwrap_or_else(|| direction(&metric));
-        let name = format!("{metric}, {better:?}, of rows {rows}");
+        let (its_own, data) = match self.figures.iter().find(|figure| figure.metric == metric) {
+            Some(figure) => (figure.better, figure.data.clone()),
+            None => {
+                let rows = self.held_out.as_ref().map_or("", |inputs| inputs.report.digest.as_str());
+                (Some(direction(&metric)), format!("rows {rows}"))
+            }
+        };
+        let better = better.or(its_own).ok_or_else(|| {
+            let what = format!("neither direction of `{metric}` is good by itself");
+            Error::at("`greater_is_better`", what)
+                .hint("write `greater_is_better: true` or `false`, or choose another metric")
+        })?;
+        let name = format!("{metric}, {better:?}, of {data}");
         Ok(Some(Measure { metric, better, name, early_stopping, ends_with }))
     }
 
@@ -256,18 +278,14 @@ impl Evaluator {
         Ok(known)
     }
 
-    /// Takes an evaluation into account; gives whether it is the best so far.
-    ///
-    /// # Errors
-    /// It does not give the metric that tells the best model.
-    pub(super) fn take(&self, entry: &Map<String, Value>, step: usize, evaluations: &mut Evaluations) -> Result<bool> {
+    /// Takes an evaluation into account. One without a number (a share of answers that named nothing) is no better than any.
+    pub(super) fn take(&self, entry: &Map<String, Value>, step: usize, evaluations: &mut Evaluations) {
         evaluations.last = Some(step);
-        let Some(measure) = &self.best else { return Ok(false) };
-        let value = entry.get(&measure.metric).and_then(Value::as_f64).ok_or_else(|| {
-            let what = format!("the evaluation after step {step} gave no number for `{}`", measure.metric);
-            Error::at("`metric_for_best_model`", what).hint("choose a metric that every evaluation has")
-        })?;
-        Ok(measure.take(value, step, evaluations))
+        let Some(measure) = &self.best else { return };
+        match entry.get(&measure.metric).and_then(Value::as_f64) {
+            Some(value) => measure.take(value, step, evaluations),
+            None => evaluations.waited += 1,
+        }
     }
 
     /// Refuses what earlier evaluations said by another metric or of other rows.
@@ -297,7 +315,11 @@ impl Evaluator {
         let number = |key: &str| entry.get(key).and_then(Value::as_f64);
         let shown =
             shown.into_iter().filter_map(|(key, label, digits)| Some(format!("{label} {:.digits$}", number(key)?)));
-        let mut parts: Vec<String> = shown.collect();
+        let figures = self.figures.iter().filter(|figure| figure.better.is_some()).take(6);
+        let figures = figures.filter_map(|figure| {
+            Some(format!("{} {:.1}", figure.metric.trim_start_matches("eval_"), number(&figure.metric)?))
+        });
+        let mut parts: Vec<String> = shown.chain(figures).collect();
         if let (Some(measure), Some(best)) = (&self.best, &evaluations.best) {
             parts.push(match best.step == step {
                 true => format!("best {} so far", measure.metric),
@@ -311,7 +333,7 @@ impl Evaluator {
 
 impl Measure {
     /// transformers' rule: the best is what is better at all; patience ends with what is better by more than the threshold.
-    fn take(&self, value: f64, step: usize, evaluations: &mut Evaluations) -> bool {
+    fn take(&self, value: f64, step: usize, evaluations: &mut Evaluations) {
         let best = evaluations.best.as_ref().map(|best| best.value);
         let by = best.map_or(f64::INFINITY, |best| match self.better {
             Direction::Higher => value - best,
@@ -322,7 +344,6 @@ impl Measure {
         if by > 0.0 {
             evaluations.best = Some(BestEvaluation { step, value, measure: self.name.clone() });
         }
-        by > 0.0
     }
 }
 

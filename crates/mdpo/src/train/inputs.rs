@@ -7,15 +7,15 @@ use crate::address::Address;
 use crate::config::{self, Corruption, Objective, Odpo, Offset, Redraw, RejectedImage, Run, TrainImages};
 use crate::data::{self, Answer, Example, ImageSource, LeftOut, Need, Prompt, Scores, Sides};
 use crate::image::{self, Corrupted, ImageProcessor, Picture};
-use crate::model::{Shape, VisionShape};
+use crate::model::Shape;
 use crate::objective::Needs;
-use crate::text::{Encoded, EncodedRow, Encoder, ImageToken, Tokens};
+use crate::reading::{check_header, encoder, picture, processor};
+use crate::text::{Encoded, EncodedRow, Encoder, Tokens};
 use crate::{Error, Result};
 use rand::RngExt;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
 
 /// The inputs of a run.
 #[derive(Debug)]
@@ -470,49 +470,11 @@ fn decoded(example: &Example, source: &ImageSource) -> Result<Picture> {
     })
 }
 
-/// Checks an image by its first kilobytes, by more of it only where those do not hold the header.
-///
-/// # Errors
-/// A file that cannot be read, of no known format, or too large an image.
-pub fn check_header(source: &ImageSource) -> Result<()> {
-    let mut limit = 1 << 14;
-    loop {
-        let start = source.start(limit)?;
-        match image::header(&start, &source.describe()) {
-            Err(_) if start.len() == limit => limit *= 16,
-            found => return found.map(drop),
-        }
-    }
-}
-
 fn without_hint(error: &Error) -> String {
     match error {
         Error::One(problem) => format!("{}: {}", problem.place, problem.what),
         Error::Many(_) => error.to_string(),
     }
-}
-
-/// Reads and decodes an image.
-pub fn picture(source: &ImageSource) -> Result<Picture> {
-    image::decode(&source.read()?, &source.describe())
-}
-
-/// Tokenizer and template of the checkpoint in `folder`, whose configuration is `shape`.
-pub fn encoder(folder: &Path, shape: &Shape) -> Result<Encoder> {
-    let token = |vision: &VisionShape| ImageToken { id: vision.image_token, features: vision.tokens_per_image() };
-    Encoder::load(folder, shape.vision.as_ref().map(token), shape.language.vocab)
-}
-
-/// What prepares images for the checkpoint in `folder`, whose configuration is `shape`; nothing for a model without eyes.
-pub fn processor(folder: &Path, shape: &Shape) -> Result<Option<ImageProcessor>> {
-    let Some(vision) = &shape.vision else { return Ok(None) };
-    let (processor, side) = (ImageProcessor::load(folder)?, vision.tower.image);
-    if processor.output_size() != (side, side) {
-        let (height, width) = processor.output_size();
-        let what = format!("the image processor gives {width}×{height} pixels, the vision tower takes {side}×{side}");
-        return Err(Error::at(folder.display(), what).hint("`crop_size` must equal `vision_config.image_size`"));
-    }
-    Ok(Some(processor))
 }
 
 fn max_length(run: &Run, shape: &Shape) -> Result<usize> {

@@ -1,5 +1,6 @@
 //! A run: from a valid recipe to a trained model.
 
+mod answering;
 mod bench;
 mod evaluate;
 mod feature_cache;
@@ -24,11 +25,11 @@ pub use bench::{BenchReport, bench};
 pub use evaluate::Evaluator;
 pub use feature_cache::{FeatureCache, ImageKey};
 pub use feed::{Feed, data_threads};
-pub use inputs::{Inputs, PictureCheck, Pictures, Report, Size, check_header, encoder, picture, processor};
+pub use inputs::{Inputs, PictureCheck, Pictures, Report, Size};
 pub use judge::{Found, Judged, Pull, judge};
 pub use metrics::Metrics;
 pub use micro::{Micro, Origin, Places, Prepared, StepCut, Steps};
-pub use progress::{Talk, clock};
+pub use progress::clock;
 pub use reference::{ReferenceRow, reference};
 pub use reference_cache::{KnownReference, Missing, PromptKey, ReferenceCache, ReferencePrompt};
 pub use run::{Outcome, train, try_load};
@@ -36,6 +37,9 @@ pub use stage::{Clock, Laps, Stage};
 pub use step::{
     Evaluated, Looked, Ready, StepPlan, StepResult, Tower, complete, evaluate, follow, look, look_ahead, ready, step,
 };
+
+pub use crate::reading::{check_header, encoder, picture, processor};
+pub use crate::talk::Talk;
 
 use crate::config;
 use crate::{Error, Result};

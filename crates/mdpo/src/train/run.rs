@@ -2,7 +2,7 @@
 
 use super::evaluate::{Moment, Subject};
 use super::flops::{self, Flops};
-use super::progress::{Progress, Talk};
+use super::progress::Progress;
 use super::stage::{Clock, Laps, Stage};
 use super::step::{StepPlan, StepResult, Tower, complete, follow, look_ahead, ready, step};
 use super::{
@@ -21,6 +21,7 @@ use crate::model::load::Plan;
 use crate::model::value_head::ValueHead;
 use crate::nn::Role;
 use crate::optim::{self, AdamW, Moments};
+use crate::talk::Talk;
 use crate::weights::{self, AdapterConfig};
 use crate::{Error, Result, config};
 use rand::Rng;
@@ -375,7 +376,7 @@ impl<'a> Trainer<'a> {
         let (model, references, features) = (&self.model, &mut self.references, &mut self.features);
         let mut subject = Subject { model, references, features, tower, stop: &self.stop };
         let Some(entry) = evaluator.evaluate(&mut subject, moment)? else { return Ok(()) };
-        evaluator.take(&entry, step, &mut self.state.evaluations)?;
+        evaluator.take(&entry, step, &mut self.state.evaluations);
         progress.say(evaluator.line(&entry, step, &self.state.evaluations));
         self.state.log_history.push(Value::Object(entry));
         Ok(())

@@ -343,3 +343,58 @@ fn what_was_not_evaluated_is_when_the_run_goes_on() {
     let outcome = train(&run, Talk::Silent).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(figures(&outcome, "step"), [2.0, 4.0]);
 }
+
+/// A folder of one's own as a benchmark, and a file of prompts: both are answered by the policy of that step, greedily.
+#[test]
+fn prompts_and_benchmarks_are_answered_and_kept() {
+    let lab = lab();
+    let images = parity("model/images");
+    let prompts = [
+        serde_json::json!({"id": "a", "prompt": "What do you see?", "image": images.join("wide.png")}),
+        serde_json::json!({"prompt": "And without a picture?"}),
+    ];
+    fs::write(lab.path("prompts.jsonl"), prompts.map(|row| format!("{row}\n")).concat()).expect("prompts");
+    let data = lab.path("objects");
+    fs::create_dir(&data).expect("a folder");
+    let rows: String = ["wide.png", "tall.png", "odd.png"]
+        .iter()
+        .zip(["boat", "roof", "sun"])
+        .map(|(image, object)| format!("{}\n", serde_json::json!({"image": image, "objects": [object]})))
+        .collect();
+    fs::write(data.join("objects.jsonl"), rows).expect("rows");
+    for image in ["wide.png", "tall.png", "odd.png"] {
+        fs::copy(images.join(image), data.join(image)).expect("copied");
+    }
+    let prompts = format!("eval_prompts={}", lab.path("prompts.jsonl").display());
+    let benchmarks = format!("eval_benchmarks=[{{name: objects, data: {}, limit: 2}}]", data.display());
+    let answers = ["eval_max_new_tokens=3", "eval_on_start=true", "max_steps=2", &prompts, &benchmarks];
+    let outcome = lab.train("out", &[&RATES[..], &answers].concat());
+    for (entry, step) in evaluations(&outcome.log_history).into_iter().zip([0, 2]) {
+        let folder = lab.path(&format!("out/evaluations/step-{step}"));
+        let lines = |path: &str| -> Vec<Value> {
+            let text = fs::read_to_string(folder.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+            text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+        };
+        let samples = lines("samples.jsonl");
+        assert_eq!((&samples[0]["id"], &samples[1]["id"]), (&Value::from("a"), &Value::from("2")));
+        assert_eq!(samples[0]["question"], "What do you see?");
+        assert_eq!(samples[0]["image"], images.join("wide.png").to_string_lossy().as_ref());
+        assert!(samples[1].get("image").is_none() && samples.iter().all(|line| line["answer"].is_string()));
+        let (rows, answers) = (lines("objects/rows.jsonl"), lines("objects/answers.jsonl"));
+        assert_eq!(rows.len(), answers.len());
+        assert!(!rows.is_empty() && rows.iter().zip(&answers).all(|(row, answer)| row["answer"] == answer["answer"]));
+        let metrics = fs::read_to_string(folder.join("objects/metrics.json")).expect("figures");
+        let metrics: Value = serde_json::from_str(&metrics).expect("JSON");
+        for figure in metrics["figures"].as_array().expect("figures") {
+            let name = format!("eval_objects_{}", figure["name"].as_str().expect("a name"));
+            assert_eq!(entry[&name], figure["value"], "{name}");
+        }
+    }
+    // The direction of a figure is the benchmark's own.
+    let keys = [&RATES[..], &answers, &["metric_for_best_model=objects_nonsense"]].concat();
+    let message = lab.refused("other", &keys);
+    assert!(message.contains("`eval_objects_"), "{message}");
+    let broken = format!("eval_benchmarks=[{{name: objets, data: {}}}]", data.display());
+    let message = lab.refused("other", &[&RATES[..], &[broken.as_str()]].concat());
+    assert!(message.starts_with("`eval_benchmarks`: `objets` is none"), "{message}");
+}
