@@ -359,7 +359,7 @@ fn prompts_and_benchmarks_are_answered_and_kept() {
     let rows: String = ["wide.png", "tall.png", "odd.png"]
         .iter()
         .zip(["boat", "roof", "sun"])
-        .map(|(image, object)| format!("{}\n", serde_json::json!({"image": image, "objects": [object]})))
+        .map(|(image, object)| format!("{}\n", serde_json::json!({"id": image, "image": image, "objects": [object]})))
         .collect();
     fs::write(data.join("objects.jsonl"), rows).expect("rows");
     for image in ["wide.png", "tall.png", "odd.png"] {
