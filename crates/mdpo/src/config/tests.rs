@@ -317,12 +317,12 @@ fn values_out_of_range_are_refused() {
         "val_size: -1",
         "val_size: 1.5",
         "per_device_eval_batch_size: 0",
-        "early_stopping_patience: 0",
-        "early_stopping_threshold: -1",
-        "eval_benchmarks: [amber]",
-        "eval_benchmarks: [{name: amber}]",
-        "eval_benchmarks: [{name: amber, data: a, shots: 3}]",
-        "eval_benchmarks: [{name: amber, data: a}, {name: amber, data: b}]",
+        "early_stopping_patience: 0\neval_strategy: steps\nval_size: 9",
+        "early_stopping_threshold: -1\nearly_stopping_patience: 2\neval_strategy: steps\nval_size: 9",
+        "eval_benchmarks: [amber]\neval_strategy: steps\nval_size: 9",
+        "eval_benchmarks: [{name: amber}]\neval_strategy: steps\nval_size: 9",
+        "eval_benchmarks: [{name: amber, data: a, shots: 3}]\neval_strategy: steps\nval_size: 9",
+        "eval_benchmarks: [{name: amber, data: a}, {name: amber, data: b}]\neval_strategy: steps\nval_size: 9",
     ] {
         let message = bad(line, &[]);
         let key = line.split(':').next().expect("a key");
@@ -778,8 +778,6 @@ fn evaluation(save: Save) -> impl Strategy<Value = Option<Evaluation>> {
         if let (Some(best), Save::Never) = (&mut best, save) {
             best.ends_with = EndsWith::Last;
         }
-        let best = best
-            .filter(|best| best.ends_with == EndsWith::Best || best.early_stopping.is_some() || best.metric != "eval_");
         let benchmarks: Vec<BenchmarkSample> = benchmark.into_iter().collect();
         // What has no meaning keeps its default.
         let nothing = held_out == HeldOut::Nothing;
