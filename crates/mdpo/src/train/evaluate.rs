@@ -281,7 +281,8 @@ impl Evaluator {
     /// Takes an evaluation into account. One without a number (a share of answers that named nothing) is no better than any.
     pub(super) fn take(&self, entry: &Map<String, Value>, step: usize, evaluations: &mut Evaluations) {
         evaluations.last = Some(step);
-        let Some(measure) = &self.best else { return };
+        // As in transformers, what the run starts from is not one of its models.
+        let Some(measure) = self.best.as_ref().filter(|_| step > 0) else { return };
         match entry.get(&measure.metric).and_then(Value::as_f64) {
             Some(value) => measure.take(value, step, evaluations),
             None => evaluations.waited += 1,
