@@ -210,8 +210,9 @@ fn early_stopping_stops_after_as_many_evaluations_as_it_may_wait() {
     // It has ended: going on from there is ending again, unless it may wait longer.
     let resumed = [&wait[..], &["resume_from_checkpoint=true"]].concat();
     assert_eq!(lab.train("out", &resumed).steps, (6, 20));
-    let patient = |key: &&str| if key.contains("patience") { "early_stopping_patience=3" } else { *key };
-    let longer: Vec<&str> = resumed.iter().map(patient).collect();
+    let mut longer = resumed.clone();
+    longer.retain(|key| !key.contains("patience"));
+    longer.push("early_stopping_patience=3");
     assert_eq!(lab.train("out", &longer).steps, (8, 20));
 }
 
