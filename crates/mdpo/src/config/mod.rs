@@ -12,6 +12,8 @@ mod validate;
 mod write;
 
 #[cfg(test)]
+mod evaluation_tests;
+#[cfg(test)]
 mod tests;
 
 use std::path::{Path, PathBuf};
