@@ -46,7 +46,7 @@ fn lora(run: Run) -> Lora {
 
 #[test]
 fn the_least_recipe_has_the_documented_defaults() {
-    assert_snapshot!(good("", &[]).to_yaml(), @r"
+    assert_snapshot!(good("", &[]).to_yaml(), @r#"
     # what this run was asked to do, defaults included
     model_name_or_path: org/model
     dtype: float32
@@ -94,14 +94,14 @@ fn the_least_recipe_has_the_documented_defaults() {
     gradient_accumulation_steps: 1
     num_train_epochs: 3.0
     gradient_checkpointing: layers
-    eval_strategy: no
+    eval_strategy: "no"
     output_dir: out
     logging_steps: 10
     save_strategy: steps
     save_steps: 500
     resume_from_checkpoint: false
     seed: 42
-    ");
+    "#);
 }
 
 #[test]
