@@ -23,7 +23,7 @@ pub struct LogProbs {
     pub lengths: Vec<usize>,
     /// How many labels each span has, those of one response after those of the other.
     spans: Vec<i64>,
-    /// What the head says at each label beside its log-prob, where gradients are wanted.
+    /// What the head says at each label beside its log-prob, where that is wanted.
     pub statistics: Option<Statistics>,
     /// d log-prob / d hidden state, f32 `[labels, width]`, where asked for.
     gradients: Option<Tensor>,
@@ -47,9 +47,11 @@ pub struct Statistics {
 /// Whether gradients will be asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Gradients {
-    /// Later, by [`LogProbs::pull_back`].
+    /// Later, by [`LogProbs::pull_back`]; statistics are there too.
     Wanted,
-    /// Never.
+    /// Never, but statistics are.
+    OnlyStatistics,
+    /// Never, and statistics are not wanted either.
     Unwanted,
 }
 
@@ -73,17 +75,16 @@ pub fn log_probs(hidden: &Tensor, head: &Tensor, batch: &PackedBatch, gradients:
         let chunks = chunks.map(|(states, labels)| Chunk::new(&states, &labels, &head, gradients));
         let chunks: Vec<Chunk> = chunks.collect();
         let join = |of: fn(&Chunk) -> &Tensor| Tensor::cat(&chunks.iter().map(of).collect::<Vec<_>>(), 0);
-        let wanted = gradients == Gradients::Wanted;
         LogProbs {
             per_token: join(|chunk| &chunk.log_probs),
             lengths,
             spans,
-            statistics: wanted.then(|| Statistics {
+            statistics: (gradients != Gradients::Unwanted).then(|| Statistics {
                 entropy: join(|chunk| &chunk.entropy),
                 top1: join(|chunk| &chunk.top1),
                 mean_logit: join(|chunk| &chunk.mean_logit),
             }),
-            gradients: wanted.then(|| join(|chunk| &chunk.gradients)),
+            gradients: (gradients == Gradients::Wanted).then(|| join(|chunk| &chunk.gradients)),
             from,
             chunks: sizes.clone(),
         }
@@ -99,7 +100,7 @@ fn chunk_sizes(batch: &PackedBatch) -> Vec<i64> {
     batch.prompts.iter().map(of).flat_map(cut).collect()
 }
 
-/// What one chunk of labels gives; all but the log-probs are empty where gradients are not wanted.
+/// What one chunk of labels gives; all but the log-probs are empty where they are not wanted.
 struct Chunk {
     log_probs: Tensor,
     entropy: Tensor,
@@ -111,13 +112,16 @@ struct Chunk {
 impl Chunk {
     fn new(states: &Tensor, labels: &Tensor, head: &Tensor, gradients: Gradients) -> Self {
         let mut logits = product(states, &head.tr());
+        let empty = || Tensor::zeros([0], (Kind::Float, states.device()));
         if gradients == Gradients::Unwanted {
-            let empty = || Tensor::zeros([0], (Kind::Float, states.device()));
             let log_probs = label_log_probs(&logits, labels);
             return Chunk { log_probs, entropy: empty(), top1: empty(), mean_logit: empty(), gradients: empty() };
         }
         let found = softmax_with_statistics(&mut logits, labels);
-        let gradients = head.index_select(0, labels) - product(&logits.to_kind(head.kind()), head);
+        let gradients = match gradients {
+            Gradients::Wanted => head.index_select(0, labels) - product(&logits.to_kind(head.kind()), head),
+            Gradients::OnlyStatistics | Gradients::Unwanted => empty(),
+        };
         let SoftmaxStatistics { log_probs, entropy, top1, mean_logit } = found;
         Chunk { log_probs, entropy, top1, mean_logit, gradients }
     }

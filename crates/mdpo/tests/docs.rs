@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const DOCUMENTS: [&str; 15] = [
+const DOCUMENTS: [&str; 16] = [
     "README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
@@ -15,6 +15,7 @@ const DOCUMENTS: [&str; 15] = [
     "NOTICE",
     "docs/data.md",
     "docs/evaluation.md",
+    "docs/evaluation-in-training.md",
     "docs/generation.md",
     "docs/judge.md",
     "docs/objectives.md",

@@ -30,6 +30,31 @@ pub struct State {
     pub log_history: Vec<Value>,
     /// Tokens seen so far.
     pub tokens_seen: u64,
+    /// What evaluations said so far.
+    #[serde(default)]
+    pub evaluations: Evaluations,
+}
+
+/// What the evaluations of a run said so far.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Evaluations {
+    /// Optimizer steps that were done at the last one.
+    pub last: Option<usize>,
+    /// The best one, by the recipe's metric.
+    pub best: Option<BestEvaluation>,
+    /// How many in a row were no better than the best before them.
+    pub waited: usize,
+}
+
+/// The best evaluation so far.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BestEvaluation {
+    /// Optimizer steps that were done.
+    pub step: usize,
+    /// What the metric was.
+    pub value: f64,
+    /// Which metric of which data, so that no other is compared with it.
+    pub measure: String,
 }
 
 /// What is trained and the optimizer's memory of it.
@@ -149,11 +174,13 @@ pub fn list(output: &Path) -> Result<Vec<(usize, PathBuf)>> {
     Ok(found)
 }
 
-/// Removes checkpoints, those of the fewest steps first, until `limit` are left; never `newest`, which was just written.
-pub fn prune(output: &Path, limit: Option<usize>, newest: &Path) -> Result<()> {
+/// Removes checkpoints, those of the fewest steps first, until `limit` are left; never those of `kept`: the one that was just written, and
+/// the best one.
+pub fn prune(output: &Path, limit: Option<usize>, kept: &[&Path]) -> Result<()> {
     let mut others = list(output)?;
-    others.retain(|(_, path)| path != newest);
-    let surplus = limit.map_or(0, |limit| (others.len() + 1).saturating_sub(limit.max(1)));
+    let all = others.len();
+    others.retain(|(_, path)| !kept.contains(&path.as_path()));
+    let surplus = limit.map_or(0, |limit| all.saturating_sub(limit));
     for (_, path) in &others[..surplus.min(others.len())] {
         fs::remove_dir_all(path).map_err(|error| Error::io("remove the old checkpoint", path, &error))?;
     }
@@ -224,9 +251,21 @@ pub const TOKENIZER_FILES: [&str; 13] = [
 mod tests {
     use super::*;
 
+    fn evaluations() -> Evaluations {
+        let best = BestEvaluation { step: 3, value: 0.1 + 0.2, measure: "eval_loss of some rows".to_owned() };
+        Evaluations { last: Some(5), best: Some(best), waited: 2 }
+    }
+
     fn state(step: usize) -> State {
         let identity = Map::from_iter([("seed".to_owned(), Value::from(1))]);
-        State { step, identity, metrics: Value::from(0.1 + 0.2), log_history: vec![], tokens_seen: 9 }
+        State {
+            step,
+            identity,
+            metrics: Value::from(0.1 + 0.2),
+            log_history: vec![],
+            tokens_seen: 9,
+            evaluations: evaluations(),
+        }
     }
 
     fn tensors() -> Tensors {
@@ -248,6 +287,7 @@ mod tests {
         let folder = save_at(output.path(), 3);
         let (back, loaded) = load(&folder).expect("loaded");
         assert_eq!((back.step, back.metrics, loaded.optimizer_steps), (3, Value::from(0.1 + 0.2), 7));
+        assert_eq!(back.evaluations, evaluations());
         let expected = tensors();
         assert!(loaded.weights["a.lora_A.weight"].equal(&expected.weights["a.lora_A.weight"]));
         let (found, expected) = (&loaded.moments["a.lora_A.weight"], &expected.moments["a.lora_A.weight"]);
@@ -274,9 +314,15 @@ mod tests {
         fs::write(output.path().join(".adapter_model.safetensors.4711.tmp"), "half").expect("a file");
         fs::write(output.path().join(".mine.tmp"), "whole").expect("a file");
         sweep(output.path()).expect("swept");
-        prune(output.path(), Some(2), &output.path().join("checkpoint-20")).expect("pruned");
-        let steps: Vec<usize> = list(output.path()).expect("listed").into_iter().map(|(step, _)| step).collect();
-        assert_eq!(steps, [15, 20]);
+        let left = |limit: usize, kept: &[usize]| -> Vec<usize> {
+            let kept: Vec<PathBuf> = kept.iter().map(|step| output.path().join(format!("checkpoint-{step}"))).collect();
+            let kept: Vec<&Path> = kept.iter().map(PathBuf::as_path).collect();
+            prune(output.path(), Some(limit), &kept).expect("pruned");
+            list(output.path()).expect("listed").into_iter().map(|(step, _)| step).collect()
+        };
+        assert_eq!(left(3, &[20]), [10, 15, 20]);
+        assert_eq!(left(2, &[20, 10]), [10, 20]);
+        assert_eq!(left(1, &[20, 10]), [10, 20], "the newest and the best stay whatever the limit");
         // What the user put there stays.
         assert_eq!(fs::read_dir(output.path()).expect("read").count(), 3);
     }

@@ -2,7 +2,7 @@
 
 use super::Done;
 use crate::config;
-use crate::train::{self, Inputs, PictureCheck, memory};
+use crate::train::{self, Evaluator, Inputs, PictureCheck, memory};
 use clap::Args;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -19,7 +19,8 @@ pub(super) struct Check {
 impl Check {
     pub fn run(&self) -> Done {
         let run = config::load(&self.recipe, &self.overrides)?;
-        let inputs = Inputs::open(&run, PictureCheck::Decode)?;
+        let (inputs, held_out) = Inputs::open_with_held_out(&run, PictureCheck::Decode)?;
+        let evaluator = Evaluator::new(&run, held_out)?;
         let trained = train::try_load(&run, &inputs)?;
         let report = &inputs.report;
         let (longest, index) = report.longest;
@@ -44,6 +45,10 @@ impl Check {
         }
         for line in report.left_out.lines() {
             text += &format!("left out   {line}\n");
+        }
+        if let Some(held_out) = evaluator.as_ref().and_then(Evaluator::held_out) {
+            let (usable, report) = (held_out.examples.len(), &held_out.report);
+            text += &format!("held out   {usable} usable of {}, {} with images\n", report.rows, report.with_images);
         }
         let estimate = memory::estimate(&run, &inputs, trained);
         let part = |name: &str, bytes: u64| format!("  {name:<12} {}\n", memory::bytes(bytes));

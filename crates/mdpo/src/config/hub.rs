@@ -3,7 +3,7 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
-use super::{AdapterStart, Resume, Run, Tuning};
+use super::{AdapterStart, HeldOut, Resume, Run, Tuning};
 use crate::{Error, Result};
 
 impl Run {
@@ -30,7 +30,13 @@ impl Run {
                 Err(error) => problems.push(error.at(place("adapter_name_or_path"))),
             }
         }
-        for path in self.data.paths.iter().filter(|path| !path.exists()) {
+        let held_out: &[PathBuf] = match self.evaluation.as_ref().map(|evaluation| &evaluation.held_out) {
+            Some(HeldOut::Files(files)) => files,
+            _ => &[],
+        };
+        let rows = self.data.paths.iter().map(|path| ("dataset_name", path));
+        let rows = rows.chain(held_out.iter().map(|path| ("eval_dataset_name", path)));
+        for (key, path) in rows.filter(|(_, path)| !path.exists()) {
             let problem = Absent::new(
                 format!("`{}` does not exist", path.display()),
                 match repository(&path.to_string_lossy()) {
@@ -40,7 +46,7 @@ impl Run {
                     None => "check the path; relative paths start at the working directory".to_owned(),
                 },
             );
-            problems.push(problem.at(place("dataset_name")));
+            problems.push(problem.at(place(key)));
         }
         let folders = [
             ("image_folder", self.data.image_folder.as_ref()),
@@ -56,6 +62,17 @@ impl Run {
             if let Some(path) = path.filter(|path| !path.is_dir()) {
                 let hint = "check the path; relative paths start at the working directory";
                 problems.push(Absent::new(format!("`{}` is not a folder", path.display()), hint).at(place(key)));
+            }
+        }
+        if let Some(evaluation) = &self.evaluation {
+            let hint = "check the path; relative paths start at the working directory";
+            if let Some(path) = evaluation.prompts.as_ref().filter(|path| !path.is_file()) {
+                problems
+                    .push(Absent::new(format!("`{}` is not a file", path.display()), hint).at(place("eval_prompts")));
+            }
+            for path in evaluation.benchmarks.iter().map(|benchmark| &benchmark.data).filter(|path| !path.is_dir()) {
+                let what = format!("`{}` is not a folder", path.display());
+                problems.push(Absent::new(what, hint).at(place("eval_benchmarks")));
             }
         }
         if self.output.dir.exists() && !self.output.dir.is_dir() {

@@ -144,6 +144,22 @@ pub(super) const KEYS: &[Key] = &[
     key("gradient_checkpointing", "`none` or `layers` (also false and true)", "layers")
         .known_as(&["activation_checkpointing"])
         .may_change(),
+    key("eval_strategy", "`no`, `steps` or `epoch`", "no").may_change(),
+    key("eval_steps", "a whole number from 1", "(`logging_steps`)").may_change(),
+    key("eval_on_start", "true or false", "false").may_change(),
+    key("eval_dataset_name", "a file or folder, or a list of them", "(none)").may_change(),
+    key("val_size", "a share below 1, or a whole number of rows", "0")
+        .known_as(&["val_set_size", "split_dataset_ratio"]),
+    key("max_eval_samples", "a whole number from 1", "(all)").may_change(),
+    key("per_device_eval_batch_size", "a whole number from 1", "8").may_change(),
+    key("metric_for_best_model", "the name of a metric", "(`eval_loss`, where one is needed)").may_change(),
+    key("greater_is_better", "true or false", "(what the metric says)").may_change(),
+    key("load_best_model_at_end", "true or false", "false").may_change(),
+    key("early_stopping_patience", "a whole number from 1", "(none)").known_as(&["early_stopping_steps"]).may_change(),
+    key("early_stopping_threshold", "a number from 0", "0.0").may_change(),
+    key("eval_benchmarks", "a list of `{name: NAME, data: FOLDER, limit: N}`, each name once", "(none)").may_change(),
+    key("eval_prompts", "a file", "(none)").may_change(),
+    key("eval_max_new_tokens", "a whole number from 1", "256").may_change(),
     key("output_dir", "a folder", REQUIRED).may_change(),
     key("logging_steps", "a whole number from 1", "10").may_change(),
     key("report_to", "`none` or `tensorboard`", "none").may_change(),
@@ -164,11 +180,9 @@ pub(super) const NO_EFFECT: &[&str] = &[
     "dataloader_pin_memory",
     "dataloader_prefetch_factor",
     "dataset_num_proc",
-    "dataset_test_split",
     "ddp_find_unused_parameters",
     "ddp_timeout",
     "disable_tqdm",
-    "eval_steps",
     "full_determinism",
     "gradient_checkpointing_kwargs",
     "hub_model_id",
@@ -177,7 +191,6 @@ pub(super) const NO_EFFECT: &[&str] = &[
     "logging_first_step",
     "lora_task_type",
     "overwrite_output_dir",
-    "per_device_eval_batch_size",
     "preprocessing_num_workers",
     "project",
     "remove_unused_columns",
@@ -203,7 +216,6 @@ const fn refused(name: &'static str, unless: &'static [&'static str], why: &'sta
 }
 
 const NO_QUANTISATION: &str = "mdpo does not quantise weights; use `bf16: true` and LoRA";
-const NO_EVALUATION: &str = "mdpo does not evaluate during training; evaluate a checkpoint afterwards";
 const NO_SHARDING: &str = "mdpo trains on one device";
 const FROZEN_REFERENCE: &str = "the reference of mdpo stays as it is during a run";
 const NO_STREAMING: &str = "mdpo reads local files whole";
@@ -217,24 +229,24 @@ pub(super) const REFUSED: &[Refused] = &[
     refused("dataset_dir", &[], "write the files themselves in `dataset_name`"),
     refused("dataset_streaming", &["false"], NO_STREAMING),
     refused("dataset_train_split", &["train"], "write the files of that split in `dataset_name`"),
+    refused("dataset_test_split", &["test"], "write the files of that split in `eval_dataset_name`"),
     refused("deepspeed", &[], NO_SHARDING),
     refused(
         "disable_dropout",
         &["true"],
         "the model's own dropout is never applied; `lora_dropout` sets the adapter's",
     ),
-    refused("do_eval", &["false"], NO_EVALUATION),
+    refused("do_eval", &["false"], "write `eval_strategy`, which evaluates while the run trains"),
     refused("do_train", &["true"], "`mdpo train` trains; `mdpo check` reads a recipe and its data without training"),
     refused("dpo_label_smoothing", &["0"], "write `loss_type: cdpo` and `label_smoothing`"),
-    refused("eval_on_start", &["false"], NO_EVALUATION),
-    refused("eval_strategy", &["no", "false"], NO_EVALUATION),
+    refused("eval_dataset", &[], "write the files themselves in `eval_dataset_name`"),
+    refused("eval_delay", &["0"], "evaluations begin with the run; `eval_steps` says how often"),
     refused("finetuning_type", &["lora"], "write `use_peft: false` and `trained_parts` to train parts in full"),
     refused("freeze_multi_modal_projector", &["true"], "write `use_peft: false` and `trained_parts: [projector]`"),
     refused("freeze_vision_tower", &["true"], "write `use_peft: false` and `trained_parts: [vision_tower]`"),
     refused("fsdp", &["", "[]"], NO_SHARDING),
     refused("gamma_beta_ratio", &[], "write `simpo_gamma`, which is this ratio times `beta`"),
     refused("group_by_length", &["false"], "batches are packed without padding, so lengths need no grouping"),
-    refused("load_best_model_at_end", &["false"], NO_EVALUATION),
     refused("load_in_4bit", &["false"], NO_QUANTISATION),
     refused("load_in_8bit", &["false"], NO_QUANTISATION),
     refused("logging_strategy", &["steps"], "write `logging_steps`"),
@@ -263,7 +275,6 @@ pub(super) const REFUSED: &[Refused] = &[
     refused("use_dora", &["false"], "DoRA is not there; `use_rslora` is"),
     refused("use_liger_kernel", &["false"], "mdpo has its own kernels"),
     refused("use_weighting", &["false"], "pairs are not weighted"),
-    refused("val_size", &["0"], NO_EVALUATION),
 ];
 
 /// The key of a name or alias.
@@ -272,7 +283,7 @@ pub(super) fn find(written: &str) -> Option<&'static Key> {
 }
 
 /// The candidate most like `written`, when one is alike enough to be meant.
-pub(super) fn nearest<'a>(written: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(written: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     // 0.7 lets `crpo` be `crop` and keeps `ipo` from being `dpo`.
     let written = written.replace('-', "_").to_lowercase();
     let alike = |name: &str| strsim::normalized_damerau_levenshtein(&written, &name.to_lowercase());

@@ -3,6 +3,7 @@
 //! A recipe is YAML with the key names of TRL and Hugging Face. [`Run`] is what remains when every key was known, every value
 //! valid and no two contradicted each other; the modules below take its small structs and never see the recipe.
 
+mod evaluation;
 mod hub;
 mod keys;
 mod objective;
@@ -11,13 +12,17 @@ mod validate;
 mod write;
 
 #[cfg(test)]
+mod evaluation_tests;
+#[cfg(test)]
 mod tests;
 
 use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
 
+pub use evaluation::{BenchmarkSample, Best, Direction, EarlyStopping, EndsWith, EvaluateWhen, Evaluation, HeldOut};
 pub use hub::find_model;
+pub(crate) use keys::nearest;
 #[cfg(test)]
 pub(crate) use objective::loss_types;
 pub use objective::{
@@ -67,6 +72,8 @@ pub struct Run {
     pub optim: Optim,
     /// How many examples a step takes and how long the run is.
     pub batch: Batch,
+    /// How it is evaluated while it trains (`eval_strategy`), where it is.
+    pub evaluation: Option<Evaluation>,
     /// Where results go and how often.
     pub output: Output,
     /// Seed of everything random (`seed`, default 42).

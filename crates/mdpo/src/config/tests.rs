@@ -5,6 +5,7 @@ use std::fs;
 use insta::assert_snapshot;
 use proptest::prelude::*;
 
+use super::evaluation_tests::evaluation;
 use super::keys::{KEYS, NO_EFFECT, REFUSED};
 use super::objective::tests::{objective, positive, share};
 use super::*;
@@ -45,7 +46,7 @@ fn lora(run: Run) -> Lora {
 
 #[test]
 fn the_least_recipe_has_the_documented_defaults() {
-    assert_snapshot!(good("", &[]).to_yaml(), @r"
+    assert_snapshot!(good("", &[]).to_yaml(), @r#"
     # what this run was asked to do, defaults included
     model_name_or_path: org/model
     dtype: float32
@@ -93,6 +94,7 @@ fn the_least_recipe_has_the_documented_defaults() {
     gradient_accumulation_steps: 1
     num_train_epochs: 3.0
     gradient_checkpointing: layers
+    eval_strategy: "no"
     output_dir: out
     logging_steps: 10
     report_to: none
@@ -100,7 +102,7 @@ fn the_least_recipe_has_the_documented_defaults() {
     save_steps: 500
     resume_from_checkpoint: false
     seed: 42
-    ");
+    "#);
 }
 
 #[test]
@@ -222,6 +224,31 @@ fn contradictions_are_refused() {
         ("score_threshold: 4", "`score_threshold` belongs to `pairs_from_scores: threshold`"),
         ("train_images: black", "takes the images away that `loss_type: mdpo` compares"),
         ("save_strategy: epoch\nsave_steps: 5", "`save_steps` has no meaning"),
+        ("val_size: 0.1", "`val_size` has no meaning without an evaluation"),
+        ("eval_dataset_name: a", "`eval_dataset_name` has no meaning without an evaluation"),
+        ("eval_on_start: true", "`eval_on_start` has no meaning without an evaluation"),
+        ("load_best_model_at_end: true", "`load_best_model_at_end` has no meaning without an evaluation"),
+        ("metric_for_best_model: loss", "`metric_for_best_model` has no meaning without an evaluation"),
+        ("eval_strategy: steps", "`eval_strategy` has nothing to evaluate"),
+        ("eval_strategy: steps\nval_size: 0", "`eval_strategy` has nothing to evaluate"),
+        ("eval_strategy: steps\nval_size: 9\neval_dataset_name: a", "both say which rows are held out"),
+        ("eval_strategy: epoch\nval_size: 9\neval_steps: 5", "`eval_steps` has no meaning unless"),
+        ("eval_strategy: steps\neval_prompts: a\nmax_eval_samples: 5", "counts rows that are held out, but none are"),
+        ("eval_strategy: steps\nval_size: 9\neval_max_new_tokens: 5", "where nothing is answered"),
+        ("eval_strategy: steps\nval_size: 9\ngreater_is_better: true", "where no best model is looked for"),
+        ("eval_strategy: steps\nval_size: 9\nearly_stopping_threshold: 1", "without `early_stopping_patience`"),
+        (
+            "eval_strategy: steps\nval_size: 9\neval_steps: 7\nload_best_model_at_end: true",
+            "needs `save_steps` to be a multiple of `eval_steps`, found 500 and 7",
+        ),
+        (
+            "eval_strategy: epoch\nval_size: 9\nload_best_model_at_end: true",
+            "`eval_strategy` is `epoch` and `save_strategy` is not",
+        ),
+        (
+            "eval_strategy: steps\nval_size: 9\nsave_strategy: no\nload_best_model_at_end: true",
+            "`eval_strategy` is `steps` and `save_strategy` is not",
+        ),
         ("lora_r: 8\nlora_rank: 8", "`lora_rank` and `lora_r` are two names of one key, first in line 4"),
     ] {
         let message = bad(lines, &[]);
@@ -290,6 +317,17 @@ fn values_out_of_range_are_refused() {
         "loss_type: []",
         "lr_scheduler_type: cosine_with_restarts",
         "image_folder: ''",
+        "eval_strategy: sometimes",
+        "eval_steps: 0",
+        "val_size: -1",
+        "val_size: 1.5",
+        "per_device_eval_batch_size: 0",
+        "early_stopping_patience: 0\neval_strategy: steps\nval_size: 9",
+        "early_stopping_threshold: -1\nearly_stopping_patience: 2\neval_strategy: steps\nval_size: 9",
+        "eval_benchmarks: [amber]\neval_strategy: steps\nval_size: 9",
+        "eval_benchmarks: [{name: amber}]\neval_strategy: steps\nval_size: 9",
+        "eval_benchmarks: [{name: amber, data: a, shots: 3}]\neval_strategy: steps\nval_size: 9",
+        "eval_benchmarks: [{name: amber, data: a}, {name: amber, data: b}]\neval_strategy: steps\nval_size: 9",
     ] {
         let message = bad(line, &[]);
         let key = line.split(':').next().expect("a key");
@@ -462,12 +500,16 @@ fn checkpoints_are_found_as_folders_and_in_the_cache() {
         "adapter_name_or_path=./no/such",
         "dataset_name=[openbmb/RLAIF-V-Dataset, a/b/c.jsonl]",
         "image_folder=/no/pictures",
+        "eval_strategy=steps",
+        "eval_dataset_name=/no/held-out.jsonl",
+        "eval_prompts=/no/prompts.jsonl",
+        "eval_benchmarks=[{name: amber, data: /no/amber}]",
         "resume_from_checkpoint=/no/checkpoint-1",
         &format!("output_dir={}", root.join("rows.jsonl").display()),
     ]);
     let message = missing.expect_err("nothing is there").to_string().replace(&root.display().to_string(), "ROOT");
     assert_snapshot!(message, @r"
-    7 problems
+    10 problems
     model_name_or_path: no folder `org/other` at `v2`, and no such repository with a `config.json` in the cache `ROOT/hub`
       hint: run `hf download org/other --revision v2`, or give a folder
     adapter_name_or_path: expected a folder or a repository id `org/name`, found no folder `./no/such`
@@ -476,9 +518,15 @@ fn checkpoints_are_found_as_folders_and_in_the_cache() {
       hint: mdpo reads local files: `hf download --repo-type dataset openbmb/RLAIF-V-Dataset --local-dir DIR`, then name DIR
     dataset_name: `a/b/c.jsonl` does not exist
       hint: check the path; relative paths start at the working directory
+    eval_dataset_name: `/no/held-out.jsonl` does not exist
+      hint: check the path; relative paths start at the working directory
     image_folder: `/no/pictures` is not a folder
       hint: check the path; relative paths start at the working directory
     resume_from_checkpoint: `/no/checkpoint-1` is not a folder
+      hint: check the path; relative paths start at the working directory
+    eval_prompts: `/no/prompts.jsonl` is not a file
+      hint: check the path; relative paths start at the working directory
+    eval_benchmarks: `/no/amber` is not a folder
       hint: check the path; relative paths start at the working directory
     output_dir: `ROOT/rows.jsonl` is a file, expected a folder or nothing
       hint: choose another folder
@@ -551,7 +599,7 @@ fn the_documentation_lists_exactly_the_keys() {
 }
 
 /// Names as people give them, and those that YAML would take for something else.
-fn name() -> impl Strategy<Value = String> {
+pub(super) fn name() -> impl Strategy<Value = String> {
     prop_oneof![
         "[a-z]{1,8}(/[a-z0-9._-]{1,8}){0,2}",
         "[ -~é]{1,12}",
@@ -692,7 +740,8 @@ proptest! {
     #[test]
     fn a_written_run_reads_back_equal(
         (model, mut data) in model_and_data(), objective in objective(), corruption in corruption(), redraw in prop::sample::select(vec![Redraw::EachEpoch, Redraw::Once, Redraw::EachForward]),
-        mut tuning in tuning(), optim in optim(), (batch, output) in batch_and_output(), seed in any::<u64>(),
+        mut tuning in tuning(), optim in optim(), seed in any::<u64>(),
+        ((batch, output), evaluation) in batch_and_output().prop_flat_map(|(batch, output)| { let evaluation = evaluation(output.save); (Just((batch, output)), evaluation) }),
         (cache, precompute, columns) in (prop::option::of(name()), any::<bool>(), any::<bool>()),
         features in prop::option::of(name()),
         images in prop::sample::select(vec![TrainImages::Keep, TrainImages::Drop, TrainImages::Black, TrainImages::MeanColour]),
@@ -723,7 +772,7 @@ proptest! {
         }
         let trained = matches!(&tuning, Tuning::Full { parts } if parts.contains(&Part::VisionTower));
         let vision_feature_cache = features.filter(|_| !trained).map(PathBuf::from);
-        let run = Run { model, data, reference, vision_feature_cache, rejected_image, objective, tuning, optim, batch, output, seed };
+        let run = Run { model, data, reference, vision_feature_cache, rejected_image, objective, tuning, optim, batch, evaluation, output, seed };
         let text = run.to_yaml();
         let back = Run::from_yaml(&text, "mdpo_recipe.yaml", &[]).map_err(|error| TestCaseError::fail(format!("{error}\n{text}")))?;
         prop_assert_eq!(&back, &run, "{}", text);

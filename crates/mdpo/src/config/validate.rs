@@ -8,7 +8,8 @@ use super::keys::{self, REQUIRED};
 use super::recipe::{Recipe, plain};
 use super::*;
 
-const LEAVE_ONE: &str = "leave one of the two out (`key=null` on the command line takes a key of the recipe back)";
+pub(super) const LEAVE_ONE: &str =
+    "leave one of the two out (`key=null` on the command line takes a key of the recipe back)";
 
 impl Recipe {
     /// The run that was asked for.
@@ -16,6 +17,7 @@ impl Recipe {
     /// Fails with every problem of the recipe at once.
     pub(super) fn validate(&mut self) -> crate::Result<Run> {
         let objective = self.objective();
+        let output = self.output();
         let run = Run {
             model: self.model(),
             data: self.data(&objective),
@@ -25,7 +27,8 @@ impl Recipe {
             tuning: self.tuning(&objective),
             optim: self.optim(),
             batch: self.batch(),
-            output: self.output(),
+            evaluation: self.evaluation(&output),
+            output,
             seed: self.value("seed", whole(0)),
             objective,
         };
@@ -462,7 +465,7 @@ pub(super) fn number(valid: impl Fn(f64) -> bool) -> impl Fn(&Value) -> Option<f
     }
 }
 
-fn whole<T: TryFrom<u64>>(least: u64) -> impl Fn(&Value) -> Option<T> {
+pub(super) fn whole<T: TryFrom<u64>>(least: u64) -> impl Fn(&Value) -> Option<T> {
     move |value| {
         let exact = match value {
             Value::String(text) => text.trim().parse().ok(),

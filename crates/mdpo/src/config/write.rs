@@ -45,6 +45,7 @@ impl Run {
             tuning,
             optim,
             batch,
+            evaluation,
             output,
             seed,
         } = self;
@@ -228,6 +229,10 @@ impl Run {
                 GradientCheckpointing::Layers => "layers",
             }),
         );
+        match evaluation {
+            Some(evaluation) => evaluation.to_keys().into_iter().for_each(|(name, value)| put(name, value)),
+            None => put("eval_strategy", json!("no")),
+        }
         put("output_dir", path(&output.dir));
         put("logging_steps", json!(output.logging_steps));
         match &output.report_to {

@@ -6,8 +6,8 @@ use crate::data::{Asked, ImageSource, Message, Part, Prompt, Question};
 use crate::error::caught;
 use crate::image::{ImageProcessor, Pixels};
 use crate::model::{Model, Shape};
+use crate::reading;
 use crate::text::{Encoder, Tokens};
-use crate::train;
 use crate::{Error, Result};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
@@ -46,8 +46,8 @@ impl Tools {
     /// A folder without configuration, tokenizer or image processor, or with ones that do not fit each other.
     pub fn open(folder: &Path) -> Result<Self> {
         let shape = Shape::read(folder)?;
-        let encoder = train::encoder(folder, &shape)?;
-        let processor = train::processor(folder, &shape)?;
+        let encoder = reading::encoder(folder, &shape)?;
+        let processor = reading::processor(folder, &shape)?;
         Ok(Tools { shape, encoder, processor })
     }
 
@@ -65,7 +65,7 @@ impl Asker<'_> {
     pub fn tokens(&self, questions: &[Question], max_new_tokens: usize) -> Result<Vec<Tokens>> {
         let pictures: HashSet<&ImageSource> = questions.iter().flat_map(|question| &question.images).collect();
         let checked: Vec<(&ImageSource, Result<()>)> =
-            pictures.into_par_iter().map(|source| (source, train::check_header(source))).collect();
+            pictures.into_par_iter().map(|source| (source, reading::check_header(source))).collect();
         let unusable: HashMap<&ImageSource, Error> =
             checked.into_iter().filter_map(|(source, found)| Some((source, found.err()?))).collect();
         let tokens = |question: &Question| {
@@ -121,7 +121,7 @@ impl Asker<'_> {
     }
 
     fn pixels(&self, source: &ImageSource) -> Result<Arc<Pixels>> {
-        let picture = train::picture(source)?;
+        let picture = reading::picture(source)?;
         let processor = self.processor.ok_or_else(|| Error::at("image", "the model takes no images"))?;
         Ok(Arc::new(processor.process(&picture)))
     }

@@ -2,19 +2,20 @@
 //!
 //! Kept for every row are its texts, where its images are and how large it is; token ids and pictures are made anew when its turn comes.
 
+use super::held_out;
 use crate::address::Address;
-use crate::config::{Corruption, Objective, Odpo, Offset, Redraw, Run, TrainImages};
+use crate::config::{self, Corruption, Objective, Odpo, Offset, Redraw, RejectedImage, Run, TrainImages};
 use crate::data::{self, Answer, Example, ImageSource, LeftOut, Need, Prompt, Scores, Sides};
 use crate::image::{self, Corrupted, ImageProcessor, Picture};
-use crate::model::{Shape, VisionShape};
+use crate::model::Shape;
 use crate::objective::Needs;
-use crate::text::{Encoded, EncodedRow, Encoder, ImageToken, Tokens};
+use crate::reading::{check_header, encoder, picture, processor};
+use crate::text::{Encoded, EncodedRow, Encoder, Tokens};
 use crate::{Error, Result};
 use rand::RngExt;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
 
 /// The inputs of a run.
 #[derive(Debug)]
@@ -35,8 +36,8 @@ pub struct Inputs {
     pub max_length: usize,
     /// What the objective asks for.
     pub needs: Needs,
-    overlong: crate::config::Overlong,
-    rejected_image: crate::config::RejectedImage,
+    overlong: config::Overlong,
+    rejected_image: RejectedImage,
     train_images: TrainImages,
     seed: u64,
     /// Every distinct picture, for `random_image`.
@@ -48,6 +49,24 @@ pub struct Inputs {
     prompts: Vec<usize>,
     /// Weights of the auxiliary rewards, in the order of an answer's.
     reward_weights: Vec<f64>,
+}
+
+/// What a checkpoint's folder says beside its weights.
+struct Checkpoint {
+    shape: Shape,
+    encoder: Encoder,
+    processor: Option<ImageProcessor>,
+    max_length: usize,
+}
+
+impl Checkpoint {
+    fn read(run: &Run) -> Result<Self> {
+        let shape = Shape::read(&run.model.path)?;
+        let encoder = encoder(&run.model.path, &shape)?;
+        let processor = processor(&run.model.path, &shape)?;
+        let max_length = max_length(run, &shape)?;
+        Ok(Checkpoint { shape, encoder, processor, max_length })
+    }
 }
 
 /// How large an example is.
@@ -116,14 +135,46 @@ pub struct Pictures {
 }
 
 impl Inputs {
-    /// Reads and checks everything but the weights; `check` says how closely images are looked at.
+    /// Reads and checks everything but the weights and the rows that are held out; `check` says how closely images are looked at.
+    ///
+    /// # Errors
+    /// Files or rows that cannot be used.
     pub fn open(run: &Run, check: PictureCheck) -> Result<Self> {
-        let shape = Shape::read(&run.model.path)?;
+        let checkpoint = Checkpoint::read(run)?;
+        let (training, _) = held_out::divide(run, load(run, &run.data)?)?;
+        Inputs::of(run, checkpoint, training, run.rejected_image.clone(), check)
+    }
+
+    /// As [`Inputs::open`], and the rows that are held out, where some are: their rejected images are drawn once, for policy and reference
+    /// alike, so that every evaluation sees the same.
+    ///
+    /// # Errors
+    /// Files or rows that cannot be used, of both.
+    pub fn open_with_held_out(run: &Run, check: PictureCheck) -> Result<(Self, Option<Self>)> {
+        let checkpoint = Checkpoint::read(run)?;
+        let (training, own) = held_out::divide(run, load(run, &run.data)?)?;
+        let training = Inputs::of(run, checkpoint, training, run.rejected_image.clone(), check);
+        let held_out = held_out::dataset(run, own, |data| load(run, data)).and_then(|held_out| {
+            let once = RejectedImage { redraw: Redraw::Once, ..run.rejected_image.clone() };
+            held_out.map(|dataset| Inputs::of(run, Checkpoint::read(run)?, dataset, once, check)).transpose()
+        });
+        match (training, held_out.map_err(held_out::told)) {
+            (Ok(training), Ok(held_out)) => Ok((training, held_out)),
+            (Err(one), Err(other)) => Err(Error::Many(vec![one, other])),
+            (Err(error), _) | (_, Err(error)) => Err(error),
+        }
+    }
+
+    /// The rows of `dataset`, checked.
+    fn of(
+        run: &Run,
+        checkpoint: Checkpoint,
+        dataset: data::Dataset,
+        rejected_image: RejectedImage,
+        check: PictureCheck,
+    ) -> Result<Self> {
+        let Checkpoint { shape, encoder, processor, max_length } = checkpoint;
         let needs = run.objective.needs();
-        let encoder = encoder(&run.model.path, &shape)?;
-        let processor = processor(&run.model.path, &shape)?;
-        let max_length = max_length(run, &shape)?;
-        let dataset = data::load(&run.data, &need(run, needs), run.seed)?;
         let rows = dataset.rows();
         let data::Dataset { examples, problems, left_out } = dataset;
         let mut inputs = Inputs {
@@ -136,7 +187,7 @@ impl Inputs {
             max_length,
             needs,
             overlong: run.data.overlong,
-            rejected_image: run.rejected_image.clone(),
+            rejected_image,
             train_images: run.data.train_images,
             seed: run.seed,
             distinct: Vec::new(),
@@ -388,6 +439,11 @@ impl Inputs {
     }
 }
 
+/// The rows of these files, as the objective needs them.
+fn load(run: &Run, data: &config::Data) -> Result<data::Dataset> {
+    data::load(data, &need(run, run.objective.needs()), run.seed)
+}
+
 /// What every row must hold for an objective with these needs.
 fn need(run: &Run, needs: Needs) -> Need {
     let rejected_images = needs.corrupted && run.rejected_image.corruption == Corruption::Given;
@@ -414,49 +470,11 @@ fn decoded(example: &Example, source: &ImageSource) -> Result<Picture> {
     })
 }
 
-/// Checks an image by its first kilobytes, by more of it only where those do not hold the header.
-///
-/// # Errors
-/// A file that cannot be read, of no known format, or too large an image.
-pub fn check_header(source: &ImageSource) -> Result<()> {
-    let mut limit = 1 << 14;
-    loop {
-        let start = source.start(limit)?;
-        match image::header(&start, &source.describe()) {
-            Err(_) if start.len() == limit => limit *= 16,
-            found => return found.map(drop),
-        }
-    }
-}
-
 fn without_hint(error: &Error) -> String {
     match error {
         Error::One(problem) => format!("{}: {}", problem.place, problem.what),
         Error::Many(_) => error.to_string(),
     }
-}
-
-/// Reads and decodes an image.
-pub fn picture(source: &ImageSource) -> Result<Picture> {
-    image::decode(&source.read()?, &source.describe())
-}
-
-/// Tokenizer and template of the checkpoint in `folder`, whose configuration is `shape`.
-pub fn encoder(folder: &Path, shape: &Shape) -> Result<Encoder> {
-    let token = |vision: &VisionShape| ImageToken { id: vision.image_token, features: vision.tokens_per_image() };
-    Encoder::load(folder, shape.vision.as_ref().map(token), shape.language.vocab)
-}
-
-/// What prepares images for the checkpoint in `folder`, whose configuration is `shape`; nothing for a model without eyes.
-pub fn processor(folder: &Path, shape: &Shape) -> Result<Option<ImageProcessor>> {
-    let Some(vision) = &shape.vision else { return Ok(None) };
-    let (processor, side) = (ImageProcessor::load(folder)?, vision.tower.image);
-    if processor.output_size() != (side, side) {
-        let (height, width) = processor.output_size();
-        let what = format!("the image processor gives {width}×{height} pixels, the vision tower takes {side}×{side}");
-        return Err(Error::at(folder.display(), what).hint("`crop_size` must equal `vision_config.image_size`"));
-    }
-    Ok(Some(processor))
 }
 
 fn max_length(run: &Run, shape: &Shape) -> Result<usize> {

@@ -240,6 +240,12 @@ impl Micro {
         turns
     }
 
+    /// The places of all pairs' chosen and rejected answers under the true image, with the names of their sides.
+    pub fn answers(&self) -> impl Iterator<Item = (&'static str, usize)> {
+        let sides = |pair: &Places| [("chosen", pair.chosen), ("rejected", pair.rejected)];
+        self.pairs.iter().flat_map(sides).filter_map(|(name, place)| Some((name, place?)))
+    }
+
     /// Labels of the response at a place.
     pub fn labels(&self, place: usize) -> usize {
         self.batch.packed.responses[place].labels.len()

@@ -1,9 +1,12 @@
 //! A run: from a valid recipe to a trained model.
 
+mod answering;
 mod bench;
+mod evaluate;
 mod feature_cache;
 mod feed;
 pub mod flops;
+mod held_out;
 mod inputs;
 mod judge;
 mod launch;
@@ -22,23 +25,27 @@ mod stage;
 mod step;
 
 pub use bench::{BenchReport, bench};
+pub use evaluate::Evaluator;
 pub use feature_cache::{FeatureCache, ImageKey};
 pub use feed::{Feed, data_threads};
-pub use inputs::{Inputs, PictureCheck, Pictures, Report, Size, check_header, encoder, picture, processor};
+pub use inputs::{Inputs, PictureCheck, Pictures, Report, Size};
 pub use judge::{Found, Judged, Part, Pull, columns, judge, judge_together};
 pub use launch::Launch;
 pub use metrics::Metrics;
 pub use micro::{Micro, Origin, Places, Prepared, Share, StepCut, Steps};
-pub use progress::{Talk, clock};
+pub use progress::clock;
 pub use ranks::Ranks;
 pub use reference::{ReferenceRow, reference};
 pub use reference_cache::{KnownReference, Missing, PromptKey, ReferenceCache, ReferencePrompt};
 pub use run::{Outcome, train, train_on, try_load};
 pub use stage::{Clock, Laps, Stage};
 pub use step::{
-    Ahead, Evaluated, Ready, Seen, StepPlan, StepResult, Tower, complete, evaluate, follow, judge_ahead, look_ahead,
-    ready, step,
+    Ahead, Evaluated, Looked, Ready, Seen, StepPlan, StepResult, Tower, complete, evaluate, follow, judge_ahead, look,
+    look_ahead, ready, step,
 };
+
+pub use crate::reading::{check_header, encoder, picture, processor};
+pub use crate::talk::Talk;
 
 use crate::config;
 use crate::{Error, Result};

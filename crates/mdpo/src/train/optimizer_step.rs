@@ -188,7 +188,7 @@ impl<'a> Trainer<'a> {
         Err(Error::at("first loss", what).hint("policy and reference were computed differently; please report this"))
     }
 
-    fn tower(&self) -> Tower {
+    pub fn tower(&self) -> Tower {
         match &self.run.tuning {
             Tuning::Full { parts } if parts.contains(&Part::VisionTower) => Tower::Trained,
             _ => Tower::Frozen,

@@ -1,6 +1,7 @@
 //! What a run writes: adapter or checkpoint, tokenizer and processor, card, state.
 
 use super::Inputs;
+use super::answering::EVALUATIONS;
 use crate::checkpoint::{self, card};
 use crate::config::{Run, Tuning};
 use crate::model::Model;
@@ -31,6 +32,10 @@ pub(super) fn prepare(run: &Run) -> Result<()> {
     check(run)?;
     let dir = &run.output.dir;
     fs::create_dir_all(dir).map_err(|error| Error::io("create the folder", dir, &error))?;
+    let evaluations = dir.join(EVALUATIONS);
+    if evaluations.is_dir() {
+        checkpoint::sweep(&evaluations)?;
+    }
     checkpoint::sweep(dir)
 }
 

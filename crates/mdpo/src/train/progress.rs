@@ -1,18 +1,10 @@
 //! What a run says while it runs: a bar on a terminal, plain lines elsewhere; everything on standard error.
 
+use crate::talk::Talk;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
-
-/// Who hears of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Talk {
-    /// The user.
-    Aloud,
-    /// Nobody, for tests and embedding.
-    Silent,
-}
 
 /// The progress of a run.
 pub(super) struct Progress {

@@ -1,14 +1,15 @@
 //! The loop over optimizer steps.
 
+use super::evaluate::{Moment, Subject};
 use super::optimizer_step::{Done, Tally};
-use super::progress::{Progress, Talk};
+use super::progress::Progress;
 use super::stage::{Clock, Laps};
 use super::step::complete;
 use super::{
-    FeatureCache, Feed, Inputs, Metrics, PictureCheck, Ranks, ReferenceCache, Steps, data_threads, device, kind,
-    memory, output,
+    Evaluator, FeatureCache, Feed, Inputs, Metrics, PictureCheck, Ranks, ReferenceCache, Steps, data_threads, device,
+    kind, memory, output,
 };
-use crate::checkpoint::{self, State, Tensors};
+use crate::checkpoint::{self, Evaluations, State, Tensors};
 use crate::config::{
     AdapterStart, Length, Lora, Redraw, ReferenceLogps, ReferenceWhen, ReportTo, Resume, Run, Save, Tuning,
 };
@@ -19,6 +20,7 @@ use crate::model::load::Plan;
 use crate::model::value_head::ValueHead;
 use crate::nn::Role;
 use crate::optim::{AdamW, Moments};
+use crate::talk::Talk;
 use crate::weights::{self, AdapterConfig};
 use crate::{Error, Result, config};
 use mdpo_measure::tensorboard::{self, EventWriter};
@@ -56,10 +58,16 @@ pub fn train_on(ranks: &Ranks, run: &Run, talk: Talk) -> Result<Outcome> {
     ranks.check_run(run)?;
     ranks.first_one(|| output::prepare(run))?;
     let device = ranks.device(run.model.device)?;
-    let inputs = ranks.agree(Inputs::open(run, PictureCheck::Header))?;
+    let opened = Inputs::open_with_held_out(run, PictureCheck::Header);
+    let opened = opened.and_then(|(inputs, held_out)| Ok((inputs, Evaluator::new(run, held_out)?)));
+    let (inputs, evaluator) = ranks.agree(opened)?;
     let references = ranks.first_one_then_others(|| ReferenceCache::of_run(run, device))?;
     let begun = Trainer::new(ranks, run, &inputs, device, references.among(ranks));
-    let mut trainer = ranks.agree(begun.and_then(|mut trainer| trainer.resume().map(|()| trainer)))?;
+    let begun = begun.and_then(|mut trainer| {
+        trainer.evaluator = evaluator.as_ref();
+        trainer.resume().map(|()| trainer)
+    });
+    let mut trainer = ranks.agree(begun)?;
     trainer.check_equal()?;
     ranks.first_one(|| trainer.open_events())?;
     trainer.introduce(talk, device);
@@ -97,6 +105,8 @@ pub(super) struct Trainer<'a> {
     pub clock: Clock,
     pub state: State,
     pub metrics: Metrics,
+    /// What it is evaluated on, where it is.
+    evaluator: Option<&'a Evaluator>,
     /// What the reference said so far.
     pub references: ReferenceCache,
     /// What the vision tower gave for images.
@@ -164,7 +174,15 @@ impl<'a> Trainer<'a> {
             optimizer: AdamW::new(run.optim.clone(), &model.trainables),
             total: order.steps(run.batch.length),
             clock: Clock::new(Laps::Unwaited, device),
-            state: State { step: 0, identity, metrics: Value::Null, log_history: Vec::new(), tokens_seen: 0 },
+            state: State {
+                step: 0,
+                identity,
+                metrics: Value::Null,
+                log_history: Vec::new(),
+                tokens_seen: 0,
+                evaluations: Evaluations::default(),
+            },
+            evaluator: None,
             metrics: Metrics::default(),
             stop: stop_flag()?,
             references,
@@ -205,21 +223,34 @@ impl<'a> Trainer<'a> {
             }
             return Err(Error::at(folder.display(), what).hint(hint));
         }
+        self.put(&folder, &tensors)?;
         let mut moments = Vec::new();
         for trainable in &self.model.trainables {
-            let name = &trainable.name;
-            let missing = || Error::at(folder.display(), format!("`{name}` is not in the checkpoint"));
-            let weight = tensors.weights.remove(name).ok_or_else(missing)?;
-            let Moments { first, second } = tensors.moments.remove(name).ok_or_else(missing)?;
-            let mut leaf = trainable.leaf.shallow_clone();
-            tch::no_grad(|| leaf.f_copy_(&weight))?;
-            let place = leaf.device();
+            let missing = || Error::at(folder.display(), format!("`{}` is not in the checkpoint", trainable.name));
+            let Moments { first, second } = tensors.moments.remove(&trainable.name).ok_or_else(missing)?;
+            let place = trainable.leaf.device();
             moments.push(Moments { first: first.to_device(place), second: second.to_device(place) });
         }
         self.optimizer.restore(moments, tensors.optimizer_steps);
         let damaged = |error| Error::at(folder.display(), format!("cannot read the metrics: {error}"));
         self.metrics = serde_json::from_value(state.metrics.clone()).map_err(damaged)?;
         self.state = state;
+        if let Some(evaluator) = self.evaluator {
+            evaluator.check_resumed(&self.state.evaluations)?;
+        }
+        // Not found at the end would be too late.
+        self.best_to_end_with().map(drop)
+    }
+
+    /// Gives what is trained the values of a checkpoint.
+    fn put(&self, folder: &Path, tensors: &Tensors) -> Result<()> {
+        for trainable in &self.model.trainables {
+            let name = &trainable.name;
+            let missing = || Error::at(folder.display(), format!("`{name}` is not in the checkpoint"));
+            let weight = tensors.weights.get(name).ok_or_else(missing)?;
+            let mut leaf = trainable.leaf.shallow_clone();
+            tch::no_grad(|| leaf.f_copy_(weight))?;
+        }
         Ok(())
     }
 
@@ -260,6 +291,15 @@ impl<'a> Trainer<'a> {
             eprintln!(
                 "  {} rows: prompt and response were tokenized apart, since a token straddles the seam",
                 report.seams
+            );
+        }
+        if let Some(held_out) = self.evaluator.and_then(Evaluator::held_out) {
+            let report = &held_out.report;
+            eprintln!(
+                "held out {} of {} rows ({} with images)",
+                held_out.examples.len(),
+                report.rows,
+                report.with_images
             );
         }
         if let Some((prompts, file)) = self.references.stored() {
@@ -322,7 +362,17 @@ impl<'a> Trainer<'a> {
         let progress = Progress::new(talk, self.state.step, self.total);
         let (mut saved, mut window) = (self.state.step, Window::new());
         let ended = loop {
-            if self.state.step >= self.total {
+            // Also before the first step, and after the last.
+            if let Err(error) = self.evaluate(&progress) {
+                break Err(error);
+            }
+            if self.state.step > saved && self.saves_now() {
+                if let Err(error) = self.save() {
+                    break Err(error);
+                }
+                saved = self.state.step;
+            }
+            if self.state.step >= self.total || self.stops_early(&progress) {
                 break Ok(false);
             }
             match self.ranks.any(self.stop.load(Ordering::Relaxed)) {
@@ -345,12 +395,6 @@ impl<'a> Trainer<'a> {
                     }
                 }
             }
-            if self.saves_now() {
-                if let Err(error) = self.save() {
-                    break Err(error);
-                }
-                saved = self.state.step;
-            }
         };
         progress.finish();
         let unsaved = self.state.step > saved;
@@ -366,7 +410,7 @@ impl<'a> Trainer<'a> {
                     self.save()?;
                 }
                 self.ranks.check_weights(&self.model.trainables)?;
-                self.ranks.first_one(|| self.finish())?;
+                self.ranks.first_one(|| self.finish(&progress))?;
                 Ok(self.outcome(self.run.output.dir.clone(), false))
             }
             // What was learned until here is kept; the error of the step is the one to tell.
@@ -380,6 +424,62 @@ impl<'a> Trainer<'a> {
                 Err(error)
             }
         }
+    }
+
+    /// Evaluates where the recipe asks for it: the first rank does, and tells the others what they need to go on alike. A signal cuts it
+    /// short, and a resumed run makes up for it.
+    fn evaluate(&mut self, progress: &Progress) -> Result<()> {
+        let moment = Moment { step: self.state.step, total: self.total, per_epoch: self.order.steps_per_epoch() };
+        let due = self.evaluator.filter(|it| it.is_due(moment) && self.state.evaluations.last != Some(moment.step));
+        let Some(evaluator) = due else { return Ok(()) };
+        let mine = if self.ranks.leads() { self.evaluate_here(evaluator, moment, progress) } else { Ok(()) };
+        let all = self.ranks.all(mine.map(|()| self.state.evaluations.clone()))?;
+        self.state.evaluations = all.into_iter().next().expect("there is a first rank");
+        Ok(())
+    }
+
+    fn evaluate_here(&mut self, evaluator: &Evaluator, moment: Moment, progress: &Progress) -> Result<()> {
+        let tower = self.tower();
+        let (model, references, features) = (&self.model, &mut self.references, &mut self.features);
+        let mut subject = Subject { model, references, features, tower, stop: &self.stop };
+        let Some(entry) = evaluator.evaluate(&mut subject, moment)? else { return Ok(()) };
+        evaluator.take(&entry, moment.step, &mut self.state.evaluations);
+        progress.say(evaluator.line(&entry, moment.step, &self.state.evaluations));
+        self.report(&entry)?;
+        self.state.log_history.push(Value::Object(entry));
+        Ok(())
+    }
+
+    fn stops_early(&self, progress: &Progress) -> bool {
+        let enough = self.evaluator.is_some_and(|evaluator| evaluator.is_enough(&self.state.evaluations));
+        if enough {
+            let waited = self.state.evaluations.waited;
+            progress.say(format!("stopped early after step {}: {waited} evaluations were no better", self.state.step));
+        }
+        enough
+    }
+
+    /// The step and the folder of the best evaluation's checkpoint, where the run ends with it and not with its last step.
+    fn best_to_end_with(&self) -> Result<Option<(usize, PathBuf)>> {
+        let ends_with_best = self.evaluator.is_some_and(Evaluator::ends_with_best);
+        let Some(best) = self.state.evaluations.best.as_ref().filter(|_| ends_with_best) else { return Ok(None) };
+        let folder = self.best_checkpoint().ok_or_else(|| {
+            let what = format!("the best checkpoint, of step {}, is not there any more", best.step);
+            Error::at(self.checkpoint_folder(best.step).display(), what)
+                .hint("put it back, or end with the last step: `load_best_model_at_end: false`")
+        })?;
+        Ok(Some((best.step, folder)))
+    }
+
+    /// The checkpoint of the best evaluation, in `output_dir` or beside the one that the run was resumed from, where there is one.
+    fn best_checkpoint(&self) -> Option<PathBuf> {
+        let name = format!("checkpoint-{}", self.state.evaluations.best.as_ref()?.step);
+        let resumed = match &self.run.output.resume {
+            Resume::From(folder) => folder.parent(),
+            Resume::No | Resume::Newest => None,
+        };
+        let places = std::iter::once(self.run.output.dir.as_path()).chain(resumed);
+        places.map(|place| place.join(&name)).find(|folder| folder.is_dir())
     }
 
     fn outcome(&self, folder: PathBuf, interrupted: bool) -> Outcome {
@@ -429,6 +529,10 @@ impl<'a> Trainer<'a> {
     }
 
     fn saves_now(&self) -> bool {
+        let best = self.state.evaluations.best.as_ref().is_some_and(|best| best.step == self.state.step);
+        if best && self.evaluator.is_some_and(Evaluator::ends_with_best) {
+            return true;
+        }
         match self.run.output.save {
             Save::Never => false,
             Save::Steps(steps) => self.state.step.is_multiple_of(steps),
@@ -459,35 +563,48 @@ impl<'a> Trainer<'a> {
             moments: trainables.iter().zip(moments).map(|(t, m)| (t.name.clone(), copy(m))).collect(),
             optimizer_steps,
         };
-        let trainer_state = self.trainer_state();
+        let best = self.state.evaluations.best.as_ref();
+        let best = match best.is_some_and(|best| best.step == self.state.step) {
+            true => Some(self.checkpoint_folder(self.state.step)),
+            false => self.best_checkpoint(),
+        };
+        let trainer_state = self.trainer_state(best.as_deref());
         let (run, adapter, model) = (self.run, self.adapter.as_ref(), &self.model);
         let folder = checkpoint::save(&run.output.dir, &self.state, &trainer_state, &tensors, |folder| {
             output::model(run, adapter, model, folder)
         })?;
-        checkpoint::prune(&run.output.dir, run.output.save_total_limit, &folder)?;
+        let kept: Vec<&Path> = std::iter::once(folder.as_path()).chain(best.as_deref()).collect();
+        checkpoint::prune(&run.output.dir, run.output.save_total_limit, &kept)?;
         Ok(folder)
     }
 
     /// Writes the trained model into `output_dir` itself, as users of transformers and PEFT expect it.
-    fn finish(&self) -> Result<()> {
-        let dir = &self.run.output.dir;
+    fn finish(&self, progress: &Progress) -> Result<()> {
+        let (dir, mut steps) = (&self.run.output.dir, self.state.step);
+        if let Some((step, folder)) = self.best_to_end_with()?
+            && step != self.state.step
+        {
+            self.put(&folder, &checkpoint::load(&folder)?.1)?;
+            progress.say(format!("the model of step {step}, the best, is what is written"));
+            steps = step;
+        }
         output::model(self.run, self.adapter.as_ref(), &self.model, dir)?;
-        output::card(self.run, self.inputs, self.state.step, dir)?;
-        checkpoint::write_json(&dir.join("trainer_state.json"), &self.trainer_state())
+        output::card(self.run, self.inputs, steps, dir)?;
+        checkpoint::write_json(&dir.join("trainer_state.json"), &self.trainer_state(self.best_checkpoint().as_deref()))
     }
 
-    /// transformers' `TrainerState`.
-    fn trainer_state(&self) -> Value {
+    /// transformers' `TrainerState`; `best` is the folder of the best evaluation's checkpoint.
+    fn trainer_state(&self, best: Option<&Path>) -> Value {
         let epochs = match self.run.batch.length {
             Length::Epochs(epochs) => epochs.ceil() as usize,
             Length::Steps(_) => self.total.div_ceil(self.order.steps_per_epoch()),
         };
         json!({
-            "best_global_step": null,
-            "best_metric": null,
-            "best_model_checkpoint": null,
+            "best_global_step": self.state.evaluations.best.as_ref().map(|best| best.step),
+            "best_metric": self.state.evaluations.best.as_ref().map(|best| best.value),
+            "best_model_checkpoint": best.map(|folder| folder.to_string_lossy()),
             "epoch": self.state.step as f64 / self.order.steps_per_epoch() as f64,
-            "eval_steps": null,
+            "eval_steps": self.evaluator.and_then(Evaluator::eval_steps),
             "global_step": self.state.step,
             "is_hyper_param_search": false,
             "is_local_process_zero": true,

@@ -131,7 +131,7 @@ struct Forward {
 fn forward(model: &Model, ready: &Ready, plan: StepPlan, gradients: Gradients) -> Forward {
     let pass = Pass { role: Role::Policy, dropout: plan.dropout };
     let keep = match (gradients, plan.checkpointing) {
-        (Gradients::Unwanted, _) => Keep::Nothing,
+        (Gradients::Unwanted | Gradients::OnlyStatistics, _) => Keep::Nothing,
         (Gradients::Wanted, GradientCheckpointing::None) => Keep::Graph,
         (Gradients::Wanted, GradientCheckpointing::Layers) => Keep::LayerInputs,
     };
@@ -253,6 +253,36 @@ pub fn judge_ahead(plan: StepPlan, seen: Vec<Seen>) -> Result<Judged> {
     judge_together(plan.objective, plan.totals, &seen.into_iter().map(part).collect::<Vec<_>>())
 }
 
+/// What a micro-batch says without gradients, for [`judge`].
+#[derive(Debug)]
+pub struct Looked {
+    policy: Tensor,
+    reference: Option<Tensor>,
+    values: Option<Tensor>,
+    /// What is logged of its tokens.
+    pub tokens: Metrics,
+}
+
+impl Looked {
+    /// What is judged of it.
+    pub fn found<'a>(&self, micro: &'a Micro) -> Found<'a> {
+        let copy = |tensor: &Tensor| tensor.shallow_clone();
+        let (reference, values) = (self.reference.as_ref().map(copy), self.values.as_ref().map(copy));
+        Found { micro, policy: copy(&self.policy), reference, values }
+    }
+}
+
+/// Runs the policy over a micro-batch without gradients.
+pub fn look(model: &Model, ready: &Ready, plan: StepPlan) -> Looked {
+    tch::no_grad(|| {
+        let run = forward(model, ready, plan, Gradients::OnlyStatistics);
+        let mut tokens = Metrics::default();
+        observe_tokens(&mut tokens, &run.found, &ready.micro);
+        let Found { policy, reference, values, .. } = run.found(ready, plan);
+        Looked { policy, reference, values, tokens }
+    })
+}
+
 /// Forward and backward of a micro-batch whose gradient is known from [`judge_ahead`]; its loss was told there.
 pub fn follow(model: &Model, ready: &Ready, plan: StepPlan, pull: &Pull, clock: &mut Clock) -> StepResult {
     let run = forward(model, ready, plan, Gradients::Wanted);
@@ -270,13 +300,16 @@ fn observe_tokens(metrics: &mut Metrics, found: &LogProbs, micro: &Micro) {
     let lengths: Vec<i64> = found.lengths.iter().map(|&n| n as i64).collect();
     let split = |tensor: &Tensor| tensor.to_device(Device::Cpu).split_with_sizes(lengths.as_slice(), 0);
     let (entropy, top1, logits) = (split(&statistics.entropy), split(&statistics.top1), split(&statistics.mean_logit));
-    for pair in &micro.pairs {
-        for (name, place) in [("chosen", pair.chosen), ("rejected", pair.rejected)] {
-            let Some(place) = place else { continue };
-            metrics.add_all("entropy", &entropy[place]);
-            metrics.add_all("mean_token_accuracy", &top1[place]);
-            metrics.add_all(format!("logits/{name}"), &logits[place]);
-            metrics.add(format!("lengths/{name}"), micro.labels(place) as f64, 1.0);
-        }
+    for (name, place) in micro.answers() {
+        metrics.add_all("entropy", &entropy[place]);
+        metrics.add_all("mean_token_accuracy", &top1[place]);
+        metrics.add_all(format!("logits/{name}"), &logits[place]);
+        metrics.add(format!("lengths/{name}"), micro.labels(place) as f64, 1.0);
     }
+}
+
+/// The names of what is logged of a micro-batch's tokens.
+pub fn token_metrics(micro: &Micro) -> impl Iterator<Item = String> {
+    let of_sides = micro.answers().flat_map(|(name, _)| [format!("logits/{name}"), format!("lengths/{name}")]);
+    ["entropy", "mean_token_accuracy"].map(str::to_owned).into_iter().chain(of_sides)
 }

@@ -1,5 +1,6 @@
-//! Training as a whole: trajectories by peft, PyTorch and TRL, invariants that must hold between runs, kept log-probs of the reference, resuming, being killed.
+//! Training as a whole: trajectories by peft, PyTorch and TRL, invariants that must hold between runs, kept log-probs of the reference, resuming, being killed, evaluations.
 
+mod evaluate;
 mod features;
 mod feed;
 mod invariants;

@@ -9,11 +9,12 @@ use crate::lab::{DROPOUT, Lab, row};
 const FULL: [&str; 3] = ["use_peft=false", "lora_r=null", "trained_parts=[projector, language_model]"];
 
 /// The log without what depends on the clock.
-fn history(log: &[Value]) -> Vec<Value> {
+pub fn history(log: &[Value]) -> Vec<Value> {
     let timeless = |entry: &Value| {
         let mut entry = entry.as_object().expect("an entry").clone();
         entry.retain(|name, _| {
-            !["step_time", "data_wait", "samples_per_second", "tokens_per_second"].contains(&name.as_str())
+            let times = ["step_time", "data_wait", "samples_per_second", "tokens_per_second"];
+            !times.contains(&name.strip_prefix("eval_").unwrap_or(name)) && name != "eval_runtime"
         });
         Value::Object(entry)
     };
@@ -21,7 +22,7 @@ fn history(log: &[Value]) -> Vec<Value> {
 }
 
 #[track_caller]
-fn assert_same_file(a: &Path, b: &Path) {
+pub fn assert_same_file(a: &Path, b: &Path) {
     assert!(fs::read(a).expect("a file") == fs::read(b).expect("a file"), "{} ≠ {}", a.display(), b.display());
 }
 

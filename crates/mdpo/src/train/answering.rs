@@ -1,0 +1,218 @@
+//! What the policy answers at each evaluation: the recipe's fixed prompts, and the questions of benchmarks.
+//!
+//! Answers are greedy. They and their scores lie in `output_dir/evaluations/step-N`, which is written whole or not at all.
+
+use crate::checkpoint;
+use crate::config::{self, Direction, Run};
+use crate::data::{self, Asked, ImageSource, Part, Question};
+use crate::eval::{Decoding, Sampling, Settings, Tools, answer_questions};
+use crate::model::Model;
+use crate::text::Tokens;
+use crate::{Error, Result, weights};
+use mdpo_measure::Better;
+use mdpo_measure::benchmark::{self, Answers, Benchmark, Loaded, Missing};
+use mdpo_measure::interval::Bootstrap;
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Everything that is answered at each evaluation, read and checked before the weights are.
+#[derive(Debug)]
+pub(super) struct Answering {
+    /// Where evaluations lie.
+    folder: PathBuf,
+    tools: Tools,
+    settings: Settings,
+    prompts: Option<Questions>,
+    benchmarks: Vec<(Loaded, Questions)>,
+    seed: u64,
+}
+
+/// Some questions with what the model reads of them.
+#[derive(Debug)]
+struct Questions {
+    questions: Vec<Question>,
+    tokens: Vec<Tokens>,
+}
+
+/// A figure that a benchmark gives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Known {
+    /// Its name in the log.
+    pub metric: String,
+    /// Which direction is good, where one is.
+    pub better: Option<Direction>,
+    /// What it is measured on.
+    pub data: String,
+}
+
+impl Answering {
+    /// What a recipe wants answered; nothing where it wants nothing.
+    ///
+    /// # Errors
+    /// A file or folder that cannot be read, questions that cannot be asked, images that are not there, a benchmark of another name.
+    pub fn open(run: &Run, evaluation: &config::Evaluation) -> Result<Option<Self>> {
+        if evaluation.prompts.is_none() && evaluation.benchmarks.is_empty() {
+            return Ok(None);
+        }
+        let tools = Tools::open(&run.model.path)?;
+        let max_new_tokens = evaluation.max_new_tokens;
+        let read = |questions: Vec<Question>| -> Result<Questions> {
+            let tokens = tools.asker().tokens(&questions, max_new_tokens)?;
+            Ok(Questions { questions, tokens })
+        };
+        let prompts = evaluation.prompts.as_deref().map(|path| data::questions(path).and_then(read)).transpose()?;
+        let benchmark = |sample: &config::BenchmarkSample| -> Result<(Loaded, Questions)> {
+            let benchmark = Benchmark::of_name(&sample.name).map_err(of_key)?;
+            let options = benchmark::Options { limit: sample.limit, seed: run.seed, ..benchmark::Options::default() };
+            let loaded = Loaded::open(benchmark, &sample.data, &options)?;
+            loaded.check_images()?;
+            let asked = loaded.questions().iter();
+            let questions = read(asked.map(|q| Question::new(&q.id, &q.text, [q.image.clone()])).collect())?;
+            Ok((loaded, questions))
+        };
+        let benchmarks = evaluation.benchmarks.iter().map(benchmark).collect::<Result<Vec<_>>>()?;
+        let settings = Settings {
+            decoding: Decoding::Sampling(Sampling::Greedy),
+            max_new_tokens,
+            stop: tools.asker().encoder.eos_ids().to_vec(),
+            batch_size: evaluation.per_device,
+        };
+        let folder = run.output.dir.join(EVALUATIONS);
+        Ok(Some(Answering { folder, tools, settings, prompts, benchmarks, seed: run.seed }))
+    }
+
+    /// The figures that all benchmarks give, from the benchmarks themselves: they score made-up answers.
+    ///
+    /// # Errors
+    /// What scoring gives.
+    pub fn known(&self) -> Result<Vec<Known>> {
+        let mut known = Vec::new();
+        for (loaded, Questions { questions, .. }) in &self.benchmarks {
+            let mut digest = Sha256::new();
+            questions.iter().for_each(|question| digest.update(format!("{}\n", question.id)));
+            let digest: String = digest.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+            let made_up = questions.iter().map(|question| (question.id.clone(), "no".to_owned()));
+            let bootstrap = Bootstrap { resamples: 1, seed: self.seed };
+            let scored = loaded.score(&Answers::of("made up", made_up), Missing::Refuse, bootstrap)?;
+            known.extend(scored.figures.figures.iter().map(|figure| Known {
+                metric: metric(loaded, &figure.name),
+                better: match figure.better {
+                    Better::Lower => Some(Direction::Lower),
+                    Better::Higher => Some(Direction::Higher),
+                    Better::Neither => None,
+                },
+                data: format!("questions {digest}"),
+            }));
+        }
+        Ok(known)
+    }
+
+    /// Answers everything after `step` optimizer steps and writes the folder of that evaluation; gives the figures by their names in the log,
+    /// nothing where a signal cut it short.
+    ///
+    /// # Errors
+    /// An image that cannot be decoded, logits that are not finite, a folder that cannot be written.
+    pub fn run(&self, model: &Model, step: usize, stop: &AtomicBool) -> Result<Option<Map<String, Value>>> {
+        let mut figures = Map::new();
+        let samples = match &self.prompts {
+            None => None,
+            Some(prompts) => match self.answers(model, prompts, stop)? {
+                Some(answers) => Some(answers),
+                None => return Ok(None),
+            },
+        };
+        let mut scores = Vec::new();
+        for (loaded, questions) in &self.benchmarks {
+            let Some(answers) = self.answers(model, questions, stop)? else { return Ok(None) };
+            let ids = questions.questions.iter().map(|question| question.id.clone());
+            let pairs: Vec<(String, String)> = ids.zip(answers).collect();
+            let source = format!("step {step}");
+            let bootstrap = Bootstrap { seed: self.seed, ..Bootstrap::default() };
+            let scored = loaded.score(&Answers::of(source, pairs.clone()), Missing::Refuse, bootstrap)?;
+            let named = scored.figures.figures.iter().map(|figure| (metric(loaded, &figure.name), json!(figure.value)));
+            figures.extend(named);
+            scores.push((loaded, scored, pairs));
+        }
+        checkpoint::write_whole(&self.folder.join(format!("step-{step}")), |folder| {
+            if let (Some(prompts), Some(answers)) = (&self.prompts, &samples) {
+                let rows = prompts.questions.iter().zip(answers).map(|(question, answer)| sample(question, answer));
+                write_rows(&folder.join("samples.jsonl"), rows)?;
+            }
+            for (loaded, scored, pairs) in &scores {
+                let own = folder.join(loaded.benchmark().name());
+                scored.write(&own)?;
+                let rows = pairs.iter().map(|(id, answer)| json!({ "id": id, "answer": answer }));
+                write_rows(&own.join("answers.jsonl"), rows)?;
+            }
+            Ok(())
+        })?;
+        Ok(Some(figures))
+    }
+
+    /// The answers in the order of the questions; nothing where a signal cut them short.
+    fn answers(&self, model: &Model, asked: &Questions, stop: &AtomicBool) -> Result<Option<Vec<String>>> {
+        let asker = self.tools.asker();
+        let pairs: Vec<(&Question, &Tokens)> = asked.questions.iter().zip(&asked.tokens).collect();
+        let mut answers = vec![String::new(); pairs.len()];
+        let done = answer_questions(model, asker, &pairs, &self.settings, |index, answer| {
+            if stop.load(Ordering::Relaxed) {
+                return Err(Error::at("signal", "stopped"));
+            }
+            answers[index] = asker.encoder.tokenizer().decode(answer.spoken())?.trim().to_owned();
+            Ok(())
+        });
+        match stop.load(Ordering::Relaxed) {
+            true => Ok(None),
+            false => done.map(|()| Some(answers)),
+        }
+    }
+}
+
+/// The folder of evaluations in `output_dir`.
+pub(super) const EVALUATIONS: &str = "evaluations";
+
+fn metric(loaded: &Loaded, figure: &str) -> String {
+    format!("eval_{}_{figure}", loaded.benchmark().name())
+}
+
+fn of_key(error: Error) -> Error {
+    match error {
+        Error::One(problem) => problem.hint.iter().fold(Error::at("`eval_benchmarks`", &problem.what), Error::hint),
+        many => many,
+    }
+}
+
+/// A line of `samples.jsonl`.
+fn sample(question: &Question, answer: &str) -> Value {
+    let text = match &question.asked {
+        Asked::Words { text, .. } => text.clone(),
+        Asked::Messages(messages) => {
+            let parts = messages.iter().filter(|message| message.role == "user").flat_map(|message| &message.content);
+            let texts = parts.filter_map(|part| match part {
+                Part::Text(text) => Some(text.as_str()),
+                Part::Image => None,
+            });
+            texts.collect::<Vec<_>>().join("\n")
+        }
+    };
+    let mut row = json!({ "id": question.id, "question": text, "answer": answer });
+    let path = question.images.iter().find_map(|image| match image {
+        ImageSource::Path(path) => Some(std::path::absolute(path).unwrap_or_else(|_| path.clone())),
+        ImageSource::Embedded(_) => None,
+    });
+    if let Some(path) = path {
+        row["image"] = json!(path.to_string_lossy());
+    }
+    row
+}
+
+fn write_rows(path: &Path, rows: impl Iterator<Item = Value>) -> Result<()> {
+    weights::write_file(path, |out| {
+        for row in rows {
+            writeln!(out, "{row}")?;
+        }
+        Ok(())
+    })
+}
