@@ -1,7 +1,9 @@
 //! Answers against transformers' `generate` (greedy, f32) on the tiny checkpoints of `parity/model`, and the verb `mdpo generate`.
 
 use mdpo::data::ImageSource;
-use mdpo::eval::{End, Generation, Request, Sampling};
+use mdpo::eval::{
+    Answer, Ask, Decoding, EarlyStopping, End, Generation, Request, Sampling, Search, Settings, answer_all,
+};
 use mdpo::image::Pixels;
 use mdpo::model::language::Keep;
 use mdpo::model::load::Plan;
@@ -9,11 +11,12 @@ use mdpo::model::{DeviceBatch, Model, Shape, States};
 use mdpo::nn::{Pass, Role};
 use mdpo::text::pack::PackedBatch;
 use mdpo::text::{ImageSlot, Tokens};
-use mdpo::{train, weights};
+use mdpo::{Error, train, weights};
 use serde_json::Value;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
 const MODELS: [&str; 6] =
@@ -183,6 +186,124 @@ fn sampling_is_a_function_of_its_seed() {
     assert_eq!(ask(1.0, 1.0, 1, 5), greedy);
     assert_eq!(ask(1.0, 1e-9, 0, 5), greedy);
     assert_eq!(ask(1e-5, 1.0, 0, 5), greedy);
+}
+
+/// The decoding and stop ids of a run in `parity/generation`.
+fn settings(run: &Value, max_new_tokens: usize, batch_size: usize) -> Settings {
+    let number = |key: &str| run[key].as_f64();
+    let early_stopping = match &run["early_stopping"] {
+        Value::Bool(true) => Some(EarlyStopping::Yes),
+        Value::Bool(false) => Some(EarlyStopping::Heuristic),
+        Value::String(_) => Some(EarlyStopping::Never),
+        _ => None,
+    };
+    let search = Search { length_penalty: number("length_penalty"), early_stopping };
+    let beams = number("num_beams").expect("a number") as usize;
+    let decoding = Decoding::new(Sampling::Greedy, beams, search).expect("the test can set itself up");
+    Settings { decoding, max_new_tokens, stop: ids(&run["eos_token_id"]), batch_size }
+}
+
+/// The answers in the order of their questions.
+fn answers(model: &Model, asks: &[Ask], settings: &Settings) -> Vec<Answer> {
+    let mut found: Vec<Option<Answer>> = vec![None; asks.len()];
+    let take = |index: usize, answer: Answer| {
+        assert!(found[index].replace(answer).is_none(), "question {index} is answered twice");
+        Ok(())
+    };
+    answer_all(model, asks.iter().cloned().map(Ok), settings, take).expect("the test can set itself up");
+    found.into_iter().map(|answer| answer.expect("every question is answered")).collect()
+}
+
+fn asks(folder: &Path, shape: &Shape, prompts: &Value) -> Vec<Ask> {
+    let prompts = prompts.as_array().expect("prompts");
+    let ask = |(number, case): (usize, &Value)| {
+        let images = pixels(folder, shape, case).into_iter().map(Arc::new).collect();
+        Ask { prompt: prompt(shape, case), images, number: number as u64 }
+    };
+    prompts.iter().enumerate().map(ask).collect()
+}
+
+#[test]
+fn batches_are_answered_as_transformers_answers_them_greedily_and_by_beam_search() {
+    let file = std::fs::read_to_string(fixture("generation/answers.json")).expect("answers.json");
+    let file: Value = serde_json::from_str(&file).expect("JSON");
+    let (mut compared, mut stopped, mut with_images) = (0, 0, 0);
+    for case in file["models"].as_array().expect("models") {
+        let folder = fixture("model").join(case["model"].as_str().expect("a name"));
+        let adapter = case["adapter"].as_str().map(|name| folder.join(name));
+        let model = model(&folder, adapter.as_deref());
+        let asks = asks(&folder, &model.shape, &case["prompts"]);
+        let most = case["max_new_tokens"].as_u64().expect("a number") as usize;
+        for run in case["runs"].as_array().expect("runs") {
+            // All at once, one after the other, and as places become free.
+            for batch_size in [asks.len(), 1, 2] {
+                let settings = settings(run, most, batch_size);
+                let found = answers(&model, &asks, &settings);
+                for (i, (found, expected)) in found.iter().zip(run["answers"].as_array().expect("answers")).enumerate()
+                {
+                    let place = format!("{folder:?} {adapter:?} prompt {i}, {settings:?}");
+                    assert_eq!(found.ids, ids(expected), "{place}");
+                    let stops = found.ids.last().is_some_and(|id| settings.stop.contains(id));
+                    assert_eq!(found.end, if stops { End::Stop } else { End::MaxNewTokens }, "{place}");
+                    compared += 1;
+                    stopped += usize::from(stops);
+                    with_images += usize::from(!asks[i].images.is_empty());
+                }
+            }
+        }
+    }
+    assert!(
+        compared > 1500 && stopped > compared / 3 && with_images > compared / 3,
+        "{compared} {stopped} {with_images}"
+    );
+}
+
+#[test]
+fn a_sampled_answer_does_not_depend_on_what_else_is_asked() {
+    let folder = fixture("model/llava-tiny");
+    let model = model(&folder, None);
+    let file = std::fs::read_to_string(fixture("generation/answers.json")).expect("answers.json");
+    let file: Value = serde_json::from_str(&file).expect("JSON");
+    let asks = asks(&folder, &model.shape, &file["models"][0]["prompts"]);
+    let sampling = Sampling::new(1.0, 0.9, 40, 3).expect("the test can set itself up");
+    // Longer than the rows that an answer begins with.
+    let settings = |batch_size| Settings {
+        decoding: Decoding::Sampling(sampling),
+        max_new_tokens: 90,
+        stop: vec![2, 7, 30],
+        batch_size,
+    };
+    let together = answers(&model, &asks, &settings(4));
+    let mut turned: Vec<Ask> = asks.clone();
+    turned.reverse();
+    let mut again = answers(&model, &turned, &settings(3));
+    again.reverse();
+    assert_eq!(together, again);
+    for (ask, expected) in asks.iter().zip(&together) {
+        assert_eq!(&answers(&model, std::slice::from_ref(ask), &settings(1))[0], expected);
+    }
+    let mut lengths: Vec<usize> = together.iter().map(|answer| answer.ids.len()).collect();
+    lengths.sort_unstable();
+    assert!(lengths[0] < lengths[4] && lengths[4] > 32, "{lengths:?}");
+    let other = Ask { number: 17, ..asks[0].clone() };
+    assert_ne!(answers(&model, &[other], &settings(1))[0], together[0]);
+}
+
+#[test]
+fn a_question_that_cannot_be_asked_ends_the_run_after_those_before_it() {
+    let folder = fixture("model/llama-tiny");
+    let model = model(&folder, None);
+    let case = &cases(&folder)[0];
+    let ask = Ask { prompt: prompt(&model.shape, case), images: Vec::new(), number: 0 };
+    let decoding = Decoding::Sampling(Sampling::Greedy);
+    let settings = Settings { decoding, max_new_tokens: 5, stop: vec![2], batch_size: 4 };
+    let mut answered = Vec::new();
+    let asks = [Ok(ask.clone()), Ok(ask.clone()), Err(Error::at("here", "is wrong")), Ok(ask)];
+    let done = answer_all(&model, asks, &settings, |index, answer| {
+        answered.push((index, answer.ids.len()));
+        Ok(())
+    });
+    assert_eq!((done.unwrap_err().to_string(), answered), ("here: is wrong".to_owned(), vec![(0, 5), (1, 5)]));
 }
 
 /// Runs `mdpo generate` on the CPU in f32, with `input` on its standard input.

@@ -1,22 +1,23 @@
 //! `mdpo generate`.
 
 use super::Done;
-use crate::data::{ImageSource, Message, Part, Prompt};
-use crate::eval::{End, Generation, Request, Sampling};
-use crate::model::load::Plan;
-use crate::model::{self, Model, Shape};
-use crate::text::{Encoder, Tokens};
-use crate::weights::{self, Checkpoint};
-use crate::{Error, Result, config, train};
+use crate::data::{self, Asked, ImageSource};
+use crate::eval::{
+    self, Answerer, Ask, Asker, Decoding, EarlyStopping, End, Generation, Request, Sampling, Search, Settings, Tools,
+};
+use crate::image::Pixels;
+use crate::model::Model;
+use crate::model::load::{Plan, stored_kind};
+use crate::text::Tokens;
+use crate::train::Talk;
+use crate::{Error, Result, config, train, weights};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use tch::Kind;
-
-/// What marks an image in a text that no template writes.
-const IMAGE_MARK: &str = "<image>";
+use std::sync::Arc;
+use tch::{Device, Kind};
 
 /// What `mdpo generate` takes; the names of transformers' `generate`.
 #[derive(Debug, Args)]
@@ -24,7 +25,17 @@ pub(super) struct Generate {
     /// The checkpoint: a folder, or a repository in the local Hugging Face cache
     model: String,
     /// What the user says; `-` reads it from standard input
-    prompt: String,
+    #[arg(required_unless_present = "prompts")]
+    prompt: Option<String>,
+    /// Answer the prompts of this file instead: JSONL with `prompt`, and where there are some `id`, `image` or `images`, `system`
+    #[arg(long, value_name = "FILE", requires = "output", conflicts_with_all = ["prompt", "images", "system"])]
+    prompts: Option<PathBuf>,
+    /// Where their answers go, one JSON object a line; a file that is there already is continued
+    #[arg(long, value_name = "FILE", requires = "prompts")]
+    output: Option<PathBuf>,
+    /// How many prompts of the file to answer at once
+    #[arg(long, default_value_t = 16, requires = "prompts")]
+    batch_size: usize,
     /// Apply this PEFT adapter
     #[arg(long)]
     adapter: Option<PathBuf>,
@@ -49,6 +60,15 @@ pub(super) struct Generate {
     /// Seed of sampling: the same seed gives the same answer
     #[arg(long, default_value_t = 42)]
     seed: u64,
+    /// Search with so many beams; the answer then comes at once
+    #[arg(long, default_value_t = 1)]
+    num_beams: usize,
+    /// Divide an ended beam's summed log-prob by its length to this power: above 0 favours long answers [default: 1]
+    #[arg(long, allow_negative_numbers = true)]
+    length_penalty: Option<f64>,
+    /// End the search as soon as there are enough ended beams (`true`), when the best beam no longer looks better (`false`), or when none can be (`never`) [default: false]
+    #[arg(long, value_parser = PossibleValuesParser::new(STOPPINGS.map(|(name, _)| name)).map(|name| stopping(&name)))]
+    early_stopping: Option<EarlyStopping>,
     /// Precision of weights and activations [default: the checkpoint's own]
     #[arg(long, value_parser = PossibleValuesParser::new(DTYPES.map(|(name, _)| name)).map(|name| dtype(&name)))]
     dtype: Option<Kind>,
@@ -60,6 +80,13 @@ pub(super) struct Generate {
 const DTYPES: [(&str, Kind); 3] = [("float32", Kind::Float), ("bfloat16", Kind::BFloat16), ("float16", Kind::Half)];
 const DEVICES: [(&str, config::Device); 3] =
     [("auto", config::Device::Auto), ("cpu", config::Device::Cpu), ("cuda", config::Device::Cuda)];
+
+const STOPPINGS: [(&str, EarlyStopping); 3] =
+    [("true", EarlyStopping::Yes), ("false", EarlyStopping::Heuristic), ("never", EarlyStopping::Never)];
+
+fn stopping(name: &str) -> EarlyStopping {
+    STOPPINGS.iter().find(|(other, _)| *other == name).map_or(EarlyStopping::Heuristic, |(_, stopping)| *stopping)
+}
 
 fn dtype(name: &str) -> Kind {
     DTYPES.iter().find(|(other, _)| *other == name).map_or(Kind::Float, |(_, kind)| *kind)
@@ -73,26 +100,47 @@ impl Generate {
     pub fn run(&self) -> Done {
         // Everything that can be refused is, before weights are read.
         let sampling = Sampling::new(self.temperature, self.top_p, self.top_k, self.seed)?;
+        let search = Search { length_penalty: self.length_penalty, early_stopping: self.early_stopping };
+        let decoding = Decoding::new(sampling, self.num_beams, search)?;
         let device = train::device(self.device)?;
         let folder = config::find_model(&self.model)?;
-        let shape = Shape::read(&folder)?;
-        let encoder = train::encoder(&folder, &shape)?;
-        let prompt = self.prompt(&encoder)?;
-        let processor = train::processor(&folder, &shape)?;
-        let mut images = Vec::new();
-        for path in &self.images {
-            let picture = train::picture(&ImageSource::Path(path.clone()))?;
-            images.extend(processor.as_ref().map(|processor| processor.process(&picture)));
+        match (&self.prompts, &self.output, decoding) {
+            (Some(prompts), Some(output), _) => self.answer_file(prompts, output, folder, device, decoding),
+            (_, _, Decoding::Sampling(sampling)) => self.stream(&folder, device, sampling),
+            (_, _, Decoding::Beams(_)) => self.search(&folder, device, decoding),
         }
-        let (images, stop, max_new_tokens) = (images.as_slice(), encoder.eos_ids(), self.max_new_tokens);
-        let request = Request { prompt: &prompt, images, sampling, max_new_tokens, stop };
-        request.check(&shape)?;
-        let adapter = self.adapter.as_deref().map(weights::lora::read).transpose()?;
-        let kind = self.dtype.map_or_else(|| own_dtype(&folder), Ok)?;
+    }
 
-        let model = Model::load(&folder, kind, device, Plan::Frozen { adapter })?;
+    fn answer_file(&self, prompts: &Path, output: &Path, model: PathBuf, device: Device, decoding: Decoding) -> Done {
+        let answerer = Answerer {
+            model,
+            adapter: self.adapter.clone(),
+            kind: self.dtype,
+            device,
+            decoding,
+            max_new_tokens: self.max_new_tokens,
+            batch_size: self.batch_size,
+        };
+        let answered = eval::answer_file(&answerer, &data::questions(prompts)?, output, Talk::Aloud)?;
+        let kept = match answered.kept {
+            0 => String::new(),
+            kept => format!(", {kept} of them before"),
+        };
+        super::print(format!("{} answers{kept}, written to {}\n", answered.new + answered.kept, output.display()))?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// One prompt, its answer shown as it comes.
+    fn stream(&self, folder: &Path, device: Device, sampling: Sampling) -> Done {
+        let tools = Tools::open(folder)?;
+        let asker = tools.asker();
+        let (prompt, images) = self.prompt(asker)?;
+        let stop = asker.encoder.eos_ids();
+        let request = Request { prompt: &prompt, images: &images, sampling, max_new_tokens: self.max_new_tokens, stop };
+        request.check(asker.shape)?;
+        let model = self.load(folder, device)?;
         let mut answer = Generation::start(&model, request)?;
-        let mut text = encoder.tokenizer().decode_stream();
+        let mut text = asker.encoder.tokenizer().decode_stream();
         while let Some(id) = answer.next() {
             let id = id?;
             if answer.end() != Some(End::Stop) {
@@ -100,60 +148,57 @@ impl Generate {
             }
         }
         super::print(text.finish()? + "\n")?;
-        if let Some(End::ModelLimit(limit)) = answer.end() {
-            eprintln!("stopped at the model's limit of {limit} tokens, prompt and images included");
-        }
+        note_limit(answer.end());
         Ok(ExitCode::SUCCESS)
     }
 
-    /// The prompt's tokens: a message of the user through the chat template, or the text as it is where there is no template.
-    fn prompt(&self, encoder: &Encoder) -> Result<Tokens> {
-        let mut said = self.prompt.clone();
-        if said == "-" {
-            said.clear();
-            let read = std::io::stdin().read_to_string(&mut said);
+    /// One prompt, its answer found by a search.
+    fn search(&self, folder: &Path, device: Device, decoding: Decoding) -> Done {
+        let tools = Tools::open(folder)?;
+        let asker = tools.asker();
+        let (prompt, images) = self.prompt(asker)?;
+        let stop = asker.encoder.eos_ids().to_vec();
+        let (sampling, max_new_tokens) = (Sampling::Greedy, self.max_new_tokens);
+        Request { prompt: &prompt, images: &images, sampling, max_new_tokens, stop: &stop }.check(asker.shape)?;
+        let model = self.load(folder, device)?;
+        let settings = Settings { decoding, max_new_tokens, stop, batch_size: 1 };
+        let ask = Ask { prompt, images: images.into_iter().map(Arc::new).collect(), number: 0 };
+        eval::answer_all(&model, [Ok(ask)], &settings, |_, answer| {
+            super::print(asker.encoder.tokenizer().decode(answer.spoken())? + "\n")?;
+            note_limit(Some(answer.end));
+            Ok(())
+        })?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn load(&self, folder: &Path, device: Device) -> Result<Model> {
+        let adapter = self.adapter.as_deref().map(weights::lora::read).transpose()?;
+        let kind = self.dtype.map_or_else(|| stored_kind(folder), Ok)?;
+        Model::load(folder, kind, device, Plan::Frozen { adapter })
+    }
+
+    /// The prompt's tokens and its images.
+    fn prompt(&self, asker: Asker<'_>) -> Result<(Tokens, Vec<Pixels>)> {
+        let mut text = self.prompt.clone().unwrap_or_default();
+        if text == "-" {
+            text.clear();
+            let read = std::io::stdin().read_to_string(&mut text);
             read.map_err(|error| Error::at("standard input", format!("cannot read: {error}")))?;
-            said.truncate(said.trim_end_matches(['\n', '\r']).len());
+            text.truncate(text.trim_end_matches(['\n', '\r']).len());
         }
-        if said.trim().is_empty() && self.images.is_empty() {
-            return Err(Error::at("prompt", "the prompt is empty"));
+        let asked = Asked::Words { text, system: self.system.clone() };
+        let prompt = asker.prompt(&asked, self.images.len())?;
+        let mut images = Vec::new();
+        for path in &self.images {
+            let picture = train::picture(&ImageSource::Path(path.clone()))?;
+            images.extend(asker.processor.map(|processor| processor.process(&picture)));
         }
-        let message =
-            |role: &str, text: &str| Message { role: role.to_owned(), content: vec![Part::Text(text.to_owned())] };
-        let prompt = match (encoder.has_template(), &self.system) {
-            (true, system) => {
-                let system = system.iter().map(|text| message("system", text));
-                Prompt::Messages(system.chain([message("user", &said)]).collect())
-            }
-            (false, None) => {
-                let marks = if said.contains(IMAGE_MARK) { 0 } else { self.images.len() };
-                Prompt::Text(format!("{IMAGE_MARK}\n").repeat(marks) + &said)
-            }
-            (false, Some(_)) => {
-                let hint = "write the system message into the prompt";
-                return Err(Error::at("`--system`", "the checkpoint has no chat template to write it with").hint(hint));
-            }
-        };
-        encoder.prompt_only(&prompt, self.images.len())
+        Ok((prompt, images))
     }
 }
 
-/// The precision that `config.json` names, as transformers' `dtype="auto"` finds it, else that of the first weight.
-fn own_dtype(folder: &Path) -> Result<Kind> {
-    let (file, map) = model::config::read(folder)?;
-    let inner = map.get("text_config").and_then(serde_json::Value::as_object);
-    let named = |map: &serde_json::Map<_, serde_json::Value>| {
-        ["dtype", "torch_dtype"].iter().find_map(|key| map.get(*key)?.as_str().map(str::to_owned))
-    };
-    match named(&map).or_else(|| inner.and_then(named)) {
-        Some(name) => {
-            let known = DTYPES.iter().find(|(other, _)| *other == name).map(|(_, kind)| *kind);
-            let refuse = || Error::at(file.display(), format!("`dtype`: `{name}` is not supported"));
-            known.ok_or_else(|| refuse().hint("choose one with `--dtype float32`, `bfloat16` or `float16`"))
-        }
-        None => {
-            let checkpoint = Checkpoint::open(folder)?;
-            Ok(checkpoint.names().next().and_then(|name| checkpoint.kind(name)).unwrap_or(Kind::Float))
-        }
+fn note_limit(end: Option<End>) {
+    if let Some(End::ModelLimit(limit)) = end {
+        eprintln!("stopped at the model's limit of {limit} tokens, prompt and images included");
     }
 }

@@ -3,7 +3,7 @@
 //! One file per dataset format; each turns its rows into [`Example`]s and refuses what it cannot use, naming file and row.
 //! `files` says which files there are, `json` and `parquet` give their rows one after the other, `shape` makes an example of a row and checks it,
 //! `spool` takes the images that rows carry. Of a row, `answers` reads what is preferred to what (`scored`: of judged responses), `chat` the messages
-//! (`sharegpt`: in that notation), `trl` what is prompt and what is answer.
+//! (`sharegpt`: in that notation), `trl` what is prompt and what is answer. `questions` reads prompts without answers.
 
 mod answers;
 mod chat;
@@ -12,6 +12,7 @@ mod images;
 mod json;
 pub mod order;
 mod parquet;
+mod questions;
 mod readability;
 mod reference;
 mod row;
@@ -25,6 +26,7 @@ use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use self::questions::{Asked, Question, questions};
 pub use self::readability::{FLESCH_KINCAID, flesch_kincaid};
 use self::row::{Fields, Row, Value};
 pub use self::spool::Embedded;

@@ -1,5 +1,6 @@
 //! Llama-like language models: Llama, Vicuna, Mistral, Qwen2 (pre-norm decoder, rotary positions, gated MLP, grouped heads).
 
+use super::cache::{Cache, Kept};
 use super::config::LanguageConfig;
 use super::load::Loader;
 use crate::Result;
@@ -104,14 +105,23 @@ enum Sight<'a> {
     Packed(&'a Layout),
     /// As much as the last layer needs.
     Last(&'a LastLayer),
-    /// Everything so far: keys and values of one layer, `[tokens, kv_heads, head_dim]`, which the pass extends.
-    Cache(&'a mut Option<(Tensor, Tensor)>),
+    /// Every token is a query, which sees what is kept.
+    Kept(&'a Layout),
 }
 
-/// Keys and values of every layer, for generation.
-#[derive(Debug, Default)]
-pub struct Cache {
-    layers: Vec<Option<(Tensor, Tensor)>>,
+/// Where a layer keeps its keys and values.
+struct Keeper<'a> {
+    kept: &'a mut Kept,
+    /// The row of each token.
+    rows: &'a Tensor,
+}
+
+impl Keeper<'_> {
+    fn keep(&mut self, key: &Tensor, value: &Tensor) {
+        for (table, new) in [(&mut self.kept.keys, key), (&mut self.kept.values, value)] {
+            let _ = table.index_copy_(0, self.rows, &new.to_kind(table.kind()));
+        }
+    }
 }
 
 /// What a forward pass keeps for the backward pass.
@@ -216,11 +226,14 @@ impl Language {
     }
 
     fn stage(&self, stage: usize, x: &Tensor, tables: &(Tensor, Tensor), piece: &Piece, pass: Pass) -> Tensor {
-        let sight = match stage + 1 == self.layers.len() {
+        self.layers[stage].forward(x, tables, self.sight(stage, piece), None, pass)
+    }
+
+    fn sight<'a>(&self, stage: usize, piece: &'a Piece) -> Sight<'a> {
+        match stage + 1 == self.layers.len() {
             true => Sight::Last(&piece.last),
             false => Sight::Packed(&piece.layout),
-        };
-        self.layers[stage].forward(x, tables, sight, pass)
+        }
     }
 
     /// The wanted states of the last layer's rows, after the last norm.
@@ -273,12 +286,37 @@ impl Language {
         }
     }
 
-    /// Runs new tokens `[new, width]` after what `cache` holds; the result is their hidden states after the last norm.
-    pub fn extend(&self, x: Tensor, positions: &Tensor, cache: &mut Cache, pass: Pass) -> Tensor {
-        cache.layers.resize_with(self.layers.len(), || None);
+    /// An empty cache for this model's keys and values, in the precision in which they are multiplied.
+    pub fn cache(&self) -> Cache {
+        let key = |layer: &Layer| layer.key.param().get(Role::Reference);
+        let heads = |layer: &Layer| (key(layer).size()[0] / layer.head_dim, layer.head_dim);
+        let weight = self.head_param().get(Role::Reference);
+        let size = self.layers.first().map_or((0, 0), heads);
+        Cache::new(self.layers.len(), size, nn::precision::of_products(weight.kind(), weight.device()), weight.device())
+    }
+
+    /// Runs the prompts of a piece, embedded as `[tokens, width]`, and keeps the keys and values of its tokens in `rows` of the cache; the
+    /// result is the wanted states after the last norm.
+    pub fn prefill(&self, x: Tensor, piece: &Piece, rows: &Tensor, cache: &mut Cache, pass: Pass) -> Tensor {
+        let tables = self.rope.tables(&piece.positions, x.kind());
+        let stages = self.layers.iter().zip(&mut cache.layers).enumerate();
+        let x = stages.fold(x, |x, (stage, (layer, kept))| {
+            let keeper = Some(Keeper { kept, rows });
+            layer.forward(&x, &tables, self.sight(stage, piece), keeper, pass)
+        });
+        self.finish(&x, piece, pass)
+    }
+
+    /// Runs the next token of each of some sequences, embedded as `[sequences, width]`: `layout` has a span of one query for each, whose keys
+    /// are rows of the cache, its own the last of them. The result is their states after the last norm.
+    pub fn decode(&self, x: Tensor, positions: &Tensor, layout: &Layout, cache: &mut Cache, pass: Pass) -> Tensor {
         let tables = self.rope.tables(positions, x.kind());
+        let rows: Vec<i64> = layout.spans().iter().flat_map(|span| span.rows().map(|row| row as i64)).collect();
+        let rows = &Tensor::from_slice(&rows).to_device(x.device());
         let layers = self.layers.iter().zip(&mut cache.layers);
-        let x = layers.fold(x, |x, (layer, cache)| layer.forward(&x, &tables, Sight::Cache(cache), pass));
+        let x = layers.fold(x, |x, (layer, kept)| {
+            layer.forward(&x, &tables, Sight::Kept(layout), Some(Keeper { kept, rows }), pass)
+        });
         self.norm.forward(&x, pass)
     }
 }
@@ -308,7 +346,14 @@ impl Layer {
         Ok(Layer { index, head_dim, input_norm, query, key, value, out, mlp_norm, gate, up, down })
     }
 
-    fn forward(&self, x: &Tensor, tables: &(Tensor, Tensor), sight: Sight, pass: Pass) -> Tensor {
+    fn forward(
+        &self,
+        x: &Tensor,
+        tables: &(Tensor, Tensor),
+        sight: Sight,
+        mut keeper: Option<Keeper>,
+        pass: Pass,
+    ) -> Tensor {
         pass.enter_layer(self.index);
         let normed = self.input_norm.forward(x, pass);
         let heads = |y: Tensor| y.view([y.size()[0], -1, self.head_dim]);
@@ -326,20 +371,18 @@ impl Layer {
             }
         };
         let key = Rope::apply(&key, tables);
+        if let Some(keeper) = &mut keeper {
+            keeper.keep(&key, &value);
+        }
         let (attended, x) = match sight {
             Sight::Packed(layout) => (nn::attend(&query, &key, &value, layout), x.shallow_clone()),
             Sight::Last(LastLayer { layout, rows, .. }) => {
                 let x = rows.as_ref().map_or_else(|| x.shallow_clone(), |rows| at(x, rows));
                 (nn::attend(&query, &key, &value, layout), x)
             }
-            Sight::Cache(cache) => {
-                let (keys, values) = match cache.take() {
-                    Some((k, v)) => (Tensor::cat(&[&k, &key], 0), Tensor::cat(&[&v, &value], 0)),
-                    None => (key, value),
-                };
-                let attended = nn::attend_cached(&query, &keys, &values);
-                *cache = Some((keys, values));
-                (attended, x.shallow_clone())
+            Sight::Kept(layout) => {
+                let (keys, values) = keeper.as_ref().map_or((&key, &value), |k| (&k.kept.keys, &k.kept.values));
+                (nn::attend(&query, keys, values, layout), x.shallow_clone())
             }
         };
         // Nothing else reads what the last product of a block gives, so that the sum takes its place.

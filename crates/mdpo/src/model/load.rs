@@ -7,6 +7,7 @@ use crate::weights::{self, AdapterConfig, Checkpoint, LoraFile, LoraPair};
 use crate::{Error, Result};
 use rand::RngExt;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
 /// What becomes of the weights.
@@ -277,4 +278,30 @@ fn initial_down(seed: u64, path: &str, rank: i64, input: i64) -> Tensor {
     let mut rng = Address { seed, epoch: 0, example: 0 }.rng(&format!("lora/{path}"));
     let values: Vec<f32> = (0..rank * input).map(|_| rng.random_range(-bound..bound)).collect();
     Tensor::from_slice(&values).view([rank, input])
+}
+
+/// Precisions by the names of `config.json`.
+const DTYPES: [(&str, Kind); 3] = [("float32", Kind::Float), ("bfloat16", Kind::BFloat16), ("float16", Kind::Half)];
+
+/// The precision that `config.json` of a checkpoint names, as transformers' `dtype="auto"` finds it, else that of the first weight.
+///
+/// # Errors
+/// A precision that is not supported, a folder without configuration or weights.
+pub fn stored_kind(folder: &Path) -> Result<Kind> {
+    let (file, map) = super::config::read(folder)?;
+    let inner = map.get("text_config").and_then(serde_json::Value::as_object);
+    let named = |map: &serde_json::Map<_, serde_json::Value>| {
+        ["dtype", "torch_dtype"].iter().find_map(|key| map.get(*key)?.as_str().map(str::to_owned))
+    };
+    match named(&map).or_else(|| inner.and_then(named)) {
+        Some(name) => {
+            let known = DTYPES.iter().find(|(other, _)| *other == name).map(|(_, kind)| *kind);
+            let refuse = || Error::at(file.display(), format!("`dtype`: `{name}` is not supported"));
+            known.ok_or_else(|| refuse().hint("choose one with `--dtype float32`, `bfloat16` or `float16`"))
+        }
+        None => {
+            let checkpoint = Checkpoint::open(folder)?;
+            Ok(checkpoint.names().next().and_then(|name| checkpoint.kind(name)).unwrap_or(Kind::Float))
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! 5c: models: a packed batch and the features of its images in, hidden states out.
 
+mod cache;
 pub mod config;
 pub mod family;
 pub mod language;
@@ -8,11 +9,13 @@ pub mod projector;
 pub mod value_head;
 pub mod vision;
 
+pub use cache::Cache;
+
 use crate::Result;
 use crate::image::Pixels;
-use crate::nn::Pass;
+use crate::nn::{Layout, Pass, Span};
 use crate::text::pack::PackedBatch;
-use language::{Cache, Embeddings, Keep, Language, Piece};
+use language::{Embeddings, Keep, Language, Piece};
 use load::{Plan, Trainable};
 use std::ops::Range;
 use std::path::Path;
@@ -86,7 +89,6 @@ pub struct DeviceBatch {
     /// Where everything stands.
     pub packed: PackedBatch,
     ids: Tensor,
-    positions: Tensor,
     pieces: Vec<Piece>,
     /// Flat index of every image token, in the order of `image_rows`.
     image_places: Option<Tensor>,
@@ -101,6 +103,8 @@ pub enum States {
     Predictors,
     /// Those of every token.
     All,
+    /// That of the last token of each prompt, which predicts the first of an answer.
+    Last,
 }
 
 impl DeviceBatch {
@@ -112,10 +116,10 @@ impl DeviceBatch {
     /// Moves a packed batch to `device`, for passes that give `states`.
     pub fn with_states(packed: PackedBatch, device: Device, states: States) -> Self {
         let ids = Tensor::from_slice(&packed.ids).to_device(device);
-        let positions = Tensor::from_slice(&packed.positions).to_device(device);
         let wanted = match states {
             States::Predictors => packed.predictors(),
             States::All => (0..packed.ids.len() as i64).collect(),
+            States::Last => packed.prompts.iter().map(|prompt| prompt.tokens.end as i64 - 1).collect(),
         };
         let piece = |tokens: Range<usize>, segments: Range<usize>| {
             let inside = wanted.iter().copied().filter(|&row| tokens.contains(&(row as usize)));
@@ -132,7 +136,7 @@ impl DeviceBatch {
         let rows: Vec<i64> = slots().map(|(image, i)| (image.image * image.len + i) as i64).collect();
         let indices = |values: &[i64]| (!values.is_empty()).then(|| Tensor::from_slice(values).to_device(device));
         let (image_places, image_rows) = (indices(&places), indices(&rows));
-        DeviceBatch { packed, ids, positions, pieces, image_places, image_rows }
+        DeviceBatch { packed, ids, pieces, image_places, image_rows }
     }
 }
 
@@ -231,8 +235,38 @@ impl Model {
         }
     }
 
-    /// Runs more tokens of one sequence after what `cache` holds, for generation; `[new, width]` hidden states.
-    pub fn extend(&self, batch: &DeviceBatch, features: Option<&Tensor>, cache: &mut Cache, pass: Pass) -> Tensor {
-        tch::no_grad(|| self.language.extend(self.embed(batch, features, pass), &batch.positions, cache, pass))
+    /// Runs the prompts of a batch and keeps the keys and values of its tokens in `rows` of the cache, one row a token; the result is the states
+    /// that the batch asks for.
+    pub fn prefill(
+        &self,
+        batch: &DeviceBatch,
+        features: Option<&Tensor>,
+        rows: &[i64],
+        cache: &mut Cache,
+        pass: Pass,
+    ) -> Tensor {
+        tch::no_grad(|| {
+            let embeddings = self.embed(batch, features, pass);
+            let rows = Tensor::from_slice(rows).to_device(self.device);
+            let run = |piece: &Piece| {
+                let of = |x: &Tensor| x.narrow(0, piece.tokens.start as i64, piece.tokens.len() as i64);
+                self.language.prefill(of(&embeddings), piece, &of(&rows), cache, pass)
+            };
+            Tensor::cat(&batch.pieces.iter().map(run).collect::<Vec<_>>(), 0)
+        })
+    }
+
+    /// Runs the next token of each of some sequences: its id, its position and the span of its one query over rows of the cache, the last of
+    /// which becomes its own. The result is their hidden states `[sequences, width]`.
+    pub fn decode(&self, next: &[(u32, usize, Span)], cache: &mut Cache, pass: Pass) -> Tensor {
+        let column = |of: &dyn Fn(&(u32, usize, Span)) -> i64| {
+            Tensor::from_slice(&next.iter().map(of).collect::<Vec<i64>>()).to_device(self.device)
+        };
+        let (ids, positions) = (column(&|next| i64::from(next.0)), column(&|next| next.1 as i64));
+        let layout = Layout::new(next.iter().map(|next| next.2).collect(), self.device);
+        tch::no_grad(|| {
+            let x = self.language.embed(&ids, pass);
+            self.language.decode(x, &positions, &layout, cache, pass)
+        })
     }
 }

@@ -191,13 +191,6 @@ fn attend_apart(q: &Tensor, k: &Tensor, v: &Tensor, spans: &[Span]) -> Tensor {
     Tensor::cat(&spans.iter().map(of).collect::<Vec<_>>(), 0)
 }
 
-/// Attention of new tokens over all keys so far, for generation: queries `[new, heads, head_dim]`, keys and values
-/// `[old + new, kv_heads, head_dim]`.
-pub fn attend_cached(q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
-    let (new, all) = (q.size()[0] as usize, k.size()[0] as usize);
-    attention(&q.transpose(0, 1), &k.transpose(0, 1), &v.transpose(0, 1), new, all).transpose(0, 1)
-}
-
 /// One sequence, `[heads, queries, head_dim]` over `[kv_heads, keys, head_dim]`, causal from the bottom right.
 fn attention(q: &Tensor, k: &Tensor, v: &Tensor, queries: usize, keys: usize) -> Tensor {
     let mask = (1 < queries && queries < keys).then(|| bottom_right(queries, keys, (q.kind(), q.device())));

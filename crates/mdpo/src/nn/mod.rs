@@ -11,7 +11,7 @@ mod param;
 pub(crate) mod precision;
 mod rope;
 
-pub use attention::{Layout, Span, attend, attend_cached};
+pub use attention::{Layout, Span, attend};
 pub use gate::swiglu;
 pub use linear::{Linear, LoraAdapter, LoraWeights};
 pub use norm::{LayerNorm, RmsNorm};

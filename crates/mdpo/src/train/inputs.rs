@@ -415,7 +415,10 @@ fn decoded(example: &Example, source: &ImageSource) -> Result<Picture> {
 }
 
 /// Checks an image by its first kilobytes, by more of it only where those do not hold the header.
-fn check_header(source: &ImageSource) -> Result<()> {
+///
+/// # Errors
+/// A file that cannot be read, of no known format, or too large an image.
+pub fn check_header(source: &ImageSource) -> Result<()> {
     let mut limit = 1 << 14;
     loop {
         let start = source.start(limit)?;

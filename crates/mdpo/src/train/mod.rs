@@ -21,7 +21,7 @@ mod step;
 pub use bench::{BenchReport, bench};
 pub use feature_cache::{FeatureCache, ImageKey};
 pub use feed::{Feed, data_threads};
-pub use inputs::{Inputs, PictureCheck, Pictures, Report, Size, encoder, picture, processor};
+pub use inputs::{Inputs, PictureCheck, Pictures, Report, Size, check_header, encoder, picture, processor};
 pub use judge::{Found, Judged, Pull, judge};
 pub use metrics::Metrics;
 pub use micro::{Micro, Origin, Places, Prepared, StepCut, Steps};
