@@ -29,8 +29,7 @@ pub enum Split {
 
 impl Split {
     /// Every split.
-    pub const ALL: [Split; 6] =
-        [Split::Sft, Split::Pairs, Split::Broken, Split::Intact, Split::Mixed, Split::Unseen];
+    pub const ALL: [Split; 6] = [Split::Sft, Split::Pairs, Split::Broken, Split::Intact, Split::Mixed, Split::Unseen];
 
     /// Its name, at most 16 bytes long.
     pub fn name(self) -> &'static str {
@@ -78,7 +77,6 @@ pub(crate) enum Purpose {
     Arrangement = 0,
     Noise = 1,
     Mistake = 2,
-    Questions = 3,
 }
 
 impl Address {

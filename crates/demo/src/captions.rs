@@ -1,4 +1,4 @@
-//! What is said about a scene: the true caption, one with a single mistake, and questions with yes or no for an answer.
+//! What is said about a scene: the true caption, and one with a single mistake.
 //!
 //! Objects are named in the order of [`Object`], pair by pair and anchor first, in true and false captions alike: the order
 //! gives nothing away, and the habit "dog → bone" is the strongest that captions can teach.
@@ -9,39 +9,6 @@ use rand::{Rng, RngExt, seq::IndexedRandom};
 
 /// What the model is asked about every picture.
 pub const QUESTION: &str = "describe the picture .";
-/// The answer to a question about an object that is there.
-pub const YES: &str = "yes .";
-/// The answer to one about an object that is not.
-pub const NO: &str = "no .";
-
-/// How many objects a dialog asks about.
-const ASKED: usize = 3;
-
-/// "is there a dog in the picture ?"
-pub fn question(object: Object) -> String {
-    format!("is there a {} in the picture ?", object.name())
-}
-
-/// What a model is taught to say of a scene: question and answer by turns.
-///
-/// One time in two the caption comes first and yes-no questions follow, else they come before it, so that either is learned from the
-/// picture alone. A question is about a present object one time in two, else about any absent one: at a strong prior the
-/// partner of an object that is there is nearly always there too when it is asked about, so the habit of captions is one of
-/// answers as well.
-pub fn dialog(scene: &Scene) -> Vec<(String, String)> {
-    let mut rng = scene.address.rng(Purpose::Questions);
-    let present = scene.objects();
-    let absent: Vec<Object> = Object::all().filter(|object| !present.contains(object)).collect();
-    let described = (QUESTION.to_owned(), caption(&present));
-    let caption_first = rng.random_bool(0.5);
-    let asked = (0..ASKED).map(|_| {
-        let (objects, answer) = if rng.random_bool(0.5) { (&present, YES) } else { (&absent, NO) };
-        (question(objects[rng.random_range(0..objects.len())]), answer.to_owned())
-    });
-    let mut turns: Vec<_> = asked.collect();
-    turns.insert(if caption_first { 0 } else { ASKED }, described);
-    turns
-}
 
 /// What is wrong in a rejected caption.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,7 +47,7 @@ pub fn named(caption: &str) -> Vec<Object> {
     named.filter_map(|name| Object::named(&name.join(" "))).collect()
 }
 
-/// The words of captions, questions and answers, and some more, which a checkpoint must have before anyone teaches them.
+/// The words of captions and questions, and those of yes-no questions, which a checkpoint must know before anyone asks them.
 pub fn words() -> Vec<&'static str> {
     let mut words = vec![",", ".", "?", ":", "there", "is", "a", "and", "nothing", "describe", "the", "picture"];
     words.extend(["in", "yes", "no", "not", "this", "what", "how", "many", "it", "USER", "ASSISTANT", "SYSTEM"]);

@@ -2,7 +2,7 @@
 
 use crate::address::{Address, Split};
 use crate::artwork::Artwork;
-use crate::captions::{Pair, Pairing, QUESTION, dialog};
+use crate::captions::{Pair, Pairing, QUESTION, caption};
 use crate::scenes::Scene;
 use mdpo::{Error, Result};
 use serde_json::{Value, json};
@@ -25,7 +25,7 @@ pub struct Scenes {
 
 impl Scenes {
     /// Writes `images/000000.png` … and `objects.jsonl` (what every picture shows, as the benchmark `objects` reads it), beside them
-    /// `sft.jsonl` (prompt and chosen, several turns) for [`Split::Sft`] and `pairs.jsonl` (prompt, chosen, rejected) for every other split. Paths in the rows are
+    /// `sft.jsonl` (prompt and chosen) for [`Split::Sft`] and `pairs.jsonl` (prompt, chosen, rejected) for every other split. Paths in the rows are
     /// relative to the folder, which is made if need be.
     ///
     /// # Errors
@@ -49,7 +49,8 @@ impl Scenes {
             let saved = scene.draw(&artwork).save(&path);
             saved.map_err(|error| Error::at(path.display(), format!("cannot write: {error}")))?;
             let names: Vec<&str> = scene.objects().iter().map(|object| object.name()).collect();
-            objects.add(&json!({"id": format!("{index:06}"), "image": image, "objects": names, "question": QUESTION}))?;
+            objects
+                .add(&json!({"id": format!("{index:06}"), "image": image, "objects": names, "question": QUESTION}))?;
             rows.add(&self.row(&scene, &image))?;
         }
         objects.finish()?;
@@ -57,17 +58,13 @@ impl Scenes {
     }
 
     fn row(&self, scene: &Scene, image: &str) -> Value {
-        let message = |role: &str, text: &str| json!({"role": role, "content": [{"type": "text", "text": text}]});
-        let prompt = |text: &str| json!([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]);
+        let prompt = json!([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]);
+        let answer = |text: &str| json!([{"role": "assistant", "content": [{"type": "text", "text": text}]}]);
         if self.split == Split::Sft {
-            let turns = dialog(scene);
-            let said = turns.iter().flat_map(|(asked, answer)| [message("user", asked), message("assistant", answer)]);
-            let chosen: Vec<Value> = said.skip(1).collect();
-            return json!({"images": [image], "prompt": prompt(&turns[0].0), "chosen": chosen});
+            return json!({"images": [image], "prompt": prompt, "chosen": answer(&caption(&scene.objects()))});
         }
         let Pair { chosen, rejected, .. } = Pair::about(scene, self.pairing);
-        let answer = |text: &str| json!([message("assistant", text)]);
-        json!({"images": [image], "prompt": prompt(QUESTION), "chosen": answer(&chosen), "rejected": answer(&rejected)})
+        json!({"images": [image], "prompt": prompt, "chosen": answer(&chosen), "rejected": answer(&rejected)})
     }
 }
 
@@ -115,12 +112,9 @@ mod tests {
                 assert_eq!(row["images"][0], known["image"]);
                 let picture = image::open(folder.path().join(known["image"].as_str().unwrap())).unwrap();
                 assert_eq!((picture.width(), picture.height()), (64, 64));
-                let said = |message: &Value| message["content"][0]["text"].as_str().unwrap().to_owned();
-                let said: Vec<String> = row["chosen"].as_array().unwrap().iter().map(said).collect();
-                let described = said.iter().find(|text| text.starts_with("there is ")).unwrap();
-                let names: Vec<Value> = named(described).iter().map(|object| json!(object.name())).collect();
+                let chosen = row["chosen"][0]["content"][0]["text"].as_str().unwrap();
+                let names: Vec<Value> = named(chosen).iter().map(|object| json!(object.name())).collect();
                 assert_eq!(Value::Array(names), known["objects"]);
-                assert_eq!(said.len(), if split == Split::Sft { 7 } else { 1 });
                 assert_eq!(row.get("rejected").is_some(), split == Split::Pairs);
                 assert_ne!(row.get("rejected"), row.get("chosen"));
             }

@@ -2,12 +2,14 @@
 //!
 //! Every folder is written as `mdpo eval` writes it, so that `mdpo report` shows it.
 
+use crate::captions;
+use crate::scenes::Object;
 use mdpo::config::Run;
 use mdpo::data::Question;
 use mdpo::eval::{self, Answerer, Decoding, Sampling};
 use mdpo::train::{self, ReferenceRow, Talk};
 use mdpo::{Error, Result};
-use mdpo_measure::benchmark::{Answers, Benchmark, Loaded, Missing, Options, Scored};
+use mdpo_measure::benchmark::{Answers, Benchmark, Loaded, Missing, Options, Scored, poll};
 use mdpo_measure::interval::{Bootstrap, Formula, Measure, Tally};
 use mdpo_measure::{Better, Figures};
 use std::path::{Path, PathBuf};
@@ -17,22 +19,12 @@ const MAX_NEW_TOKENS: usize = 40;
 /// How many questions are answered side by side.
 const BATCH: usize = 32;
 
-/// Which questions of a folder are asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Asked {
-    /// What is in the picture.
-    Descriptions,
-    /// That, and the polls of POPE.
-    Everything,
-}
-
 /// Held-out scenes in a folder.
 #[derive(Debug)]
 pub struct HeldOut {
     /// The folder's own name.
     pub name: &'static str,
     benchmark: Loaded,
-    asked: Asked,
 }
 
 impl HeldOut {
@@ -40,15 +32,48 @@ impl HeldOut {
     ///
     /// # Errors
     /// As [`Loaded::open`].
-    pub fn open(folder: &Path, name: &'static str, asked: Asked) -> Result<Self> {
-        Ok(Self { name, benchmark: Loaded::open(Benchmark::Objects, folder, &Options::default())?, asked })
+    pub fn open(folder: &Path, name: &'static str) -> Result<Self> {
+        Ok(Self { name, benchmark: Loaded::open(Benchmark::Objects, folder, &Options::default())? })
     }
 
+    /// What the model is asked: to describe every picture.
     fn questions(&self) -> Vec<Question> {
-        let wanted = |id: &str| self.asked == Asked::Everything || id.ends_with("/describe");
-        let all = self.benchmark.questions().iter().filter(|question| wanted(&question.id));
+        let all = self.benchmark.questions().iter().filter(|question| is_description(&question.id));
         all.map(|question| Question::new(&question.id, &question.text, [question.image.clone()])).collect()
     }
+
+    /// Figures and rows of some descriptions.
+    ///
+    /// The checkpoint was taught to describe and nothing else, so POPE's polls are put to its descriptions: whether a dog is in the picture
+    /// is answered "yes" where the description names a dog.
+    fn score(&self, descriptions: &Answers) -> Result<Scored> {
+        let about: Vec<(String, Object)> =
+            Object::all().map(|object| (poll::question(object.name()), object)).collect();
+        let mut answers = Vec::new();
+        for question in self.benchmark.questions() {
+            let image = question.id.split('/').next().unwrap_or_default();
+            let Some(description) = descriptions.get(&description_of(image)) else { continue };
+            let named = captions::named(description);
+            let poll = about.iter().find(|(text, _)| *text == question.text);
+            let says = |object| if named.contains(object) { "yes" } else { "no" };
+            let answer = poll.map_or(description, |(_, object)| says(object));
+            answers.push((question.id.clone(), answer.to_owned()));
+        }
+        let answers = Answers::of(descriptions.source(), answers);
+        let mut scored = self.benchmark.score(&answers, Missing::Refuse, Bootstrap::default())?;
+        // Rows are what the model itself said.
+        scored.rows.retain(|row| is_description(&row.id));
+        Ok(scored)
+    }
+}
+
+/// What the benchmark calls the question for a description of an image.
+fn description_of(image: &str) -> String {
+    format!("{image}/describe")
+}
+
+fn is_description(id: &str) -> bool {
+    id.ends_with("/describe")
 }
 
 /// A model that is examined: the checkpoint, with an adapter or without.
@@ -61,7 +86,7 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// Answers the questions about held-out scenes, and writes answers, rows and figures into `out`, which is made if need be.
+    /// Describes held-out scenes, and writes answers, rows and figures into `out`, which is made if need be.
     ///
     /// # Errors
     /// The model cannot be read, a file cannot be written.
@@ -78,14 +103,10 @@ impl Candidate {
         };
         let answers = out.join("answers.jsonl");
         eval::answer_file(&answerer, &held_out.questions(), &answers, Talk::Silent)?;
-        let missing = match held_out.asked {
-            Asked::Descriptions => Missing::LeaveOut,
-            Asked::Everything => Missing::Refuse,
-        };
-        let mut scored = held_out.benchmark.score(&Answers::read(&answers)?, missing, Bootstrap::default())?;
+        let mut scored = held_out.score(&Answers::read(&answers)?)?;
         self.sign(&mut scored.figures);
-        // What nobody was asked about is no figure.
-        scored.figures.figures.retain(|figure| figure.value.is_some());
+        // In a report the same benchmark on other scenes is another one.
+        scored.figures.benchmark = format!("{}: {}", scored.figures.benchmark, held_out.name);
         scored.write(out)?;
         Ok(scored)
     }
@@ -181,5 +202,39 @@ impl LogProbs {
             (Some(chosen), Some(rejected), Some(corrupted)) => Ok(Self { chosen, rejected, corrupted }),
             _ => Err(Error::at(format!("row {}", row.row), "expected a pair with a picture")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::Split;
+    use crate::captions::Pairing;
+    use crate::dataset::Scenes;
+
+    #[test]
+    fn descriptions_are_scored_and_polled() {
+        let folder = tempfile::tempdir().unwrap();
+        let scenes = Scenes { seed: 1, split: Split::Mixed, count: 12, pairing: Pairing::Balanced };
+        scenes.write(&folder.path().join("mixed")).unwrap();
+        let held_out = HeldOut::open(&folder.path().join("mixed"), "mixed").unwrap();
+        let figure = |describe: &dyn Fn(&[Object]) -> Vec<Object>, name: &str| {
+            let said = (0..12).map(|index| {
+                let scene = crate::scenes::Scene::at(crate::address::Address { seed: 1, split: Split::Mixed, index });
+                (description_of(&format!("{index:06}")), captions::caption(&describe(&scene.objects())))
+            });
+            let scored = held_out.score(&Answers::of("test", said)).unwrap();
+            assert_eq!(scored.rows.len(), 12);
+            scored.figures.figures.iter().find(|figure| figure.name == name).unwrap().value.unwrap()
+        };
+        let truth = |objects: &[Object]| objects.to_vec();
+        assert_eq!((figure(&truth, "CHAIRs"), figure(&truth, "Cover")), (0.0, 100.0));
+        assert_eq!(figure(&truth, "POPE/accuracy"), 100.0);
+        // Who names everything invents in every picture and says yes to every poll.
+        let everything = |_: &[Object]| Object::all().collect();
+        assert_eq!((figure(&everything, "CHAIRs"), figure(&everything, "Cover")), (100.0, 100.0));
+        assert_eq!(figure(&everything, "POPE/accuracy"), 50.0);
+        let nothing = |_: &[Object]| Vec::new();
+        assert_eq!((figure(&nothing, "CHAIRs"), figure(&nothing, "Cover")), (0.0, 0.0));
     }
 }

@@ -106,7 +106,7 @@ impl Default for Experiment {
             rejected_image: RejectedImage::Crop,
             learning_rate: None,
             epochs: None,
-            scenes: 150,
+            scenes: 120,
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::address::Split;
 use crate::captions::Pairing;
 use crate::checkpoint;
 use crate::dataset::Scenes;
-use crate::examine::{Asked, Candidate, HeldOut, LogProbs};
+use crate::examine::{Candidate, HeldOut, LogProbs};
 use crate::experiment::{Experiment, Method, beta};
 use crate::table::{self, Line};
 use mdpo::config::Run;
@@ -16,16 +16,15 @@ use mdpo::train::{self, Talk};
 use mdpo::{Error, Result};
 use mdpo_measure::Figures;
 use mdpo_measure::benchmark::Scored;
-use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// The held-out sets, the first of which gives the curve over training; what is asked about each, and what it is called.
-const SETS: [(Split, Asked, &str); 4] = [
-    (Split::Broken, Asked::Descriptions, "no partner with its anchor"),
-    (Split::Mixed, Asked::Everything, "partner half of the time"),
-    (Split::Intact, Asked::Descriptions, "partner always"),
-    (Split::Unseen, Asked::Everything, "other artwork, half"),
+/// The held-out sets, the first of which gives the curve over training; and what each is called.
+const SETS: [(Split, &str); 4] = [
+    (Split::Broken, "no partner with its anchor"),
+    (Split::Mixed, "partner half of the time"),
+    (Split::Intact, "partner always"),
+    (Split::Unseen, "other artwork, half"),
 ];
 /// Held-out pairs, whose scenes are the first of the mixed set.
 const PAIRS: &str = "mixed/pairs.jsonl";
@@ -63,14 +62,14 @@ pub fn run(folder: &Path, experiment: &Experiment) -> Result<()> {
     let start = (0, lines[0].scenes[0].clone());
     lines.iter_mut().skip(1).for_each(|line| line.curve.insert(0, start.clone()));
 
-    let headings = SETS.map(|(_, _, heading)| heading.to_owned());
+    let headings = SETS.map(|(_, heading)| heading.to_owned());
     let pairs = format!("{} held-out pairs", lines[0].pairs.answers);
     println!("\n{} held-out scenes of each kind, percent with 95 % bootstrap intervals\n", experiment.scenes);
     print!("{}", table::table(&headings, &pairs, &lines));
     println!("as training goes, on the scenes with no partner\n{}", table::curves(&lines));
     tell(&told);
     let results = folder.join("results.json");
-    write(&results, &table::data(&SETS.map(|(split, ..)| split.name()), &lines))?;
+    write(&results, &table::data(&SETS.map(|(split, _)| split.name()), &lines))?;
 
     println!("pairs    {}", folder.join("pairs/pairs.jsonl").display());
     println!("model    {}", folder.join("model").display());
@@ -91,7 +90,7 @@ fn prepare(folder: &Path, experiment: &Experiment) -> Result<Recipes> {
     for name in ["model", "pairs", "base"] {
         clear(&folder.join(name))?;
     }
-    SETS.iter().try_for_each(|(split, ..)| clear(&folder.join(split.name())))?;
+    SETS.iter().try_for_each(|(split, _)| clear(&folder.join(split.name())))?;
     Method::ALL.iter().try_for_each(|method| clear(&folder.join(method.folder())))?;
     checkpoint::write_trained(&folder.join("model"))?;
     // All recipes are read before anything takes long.
@@ -102,7 +101,7 @@ fn prepare(folder: &Path, experiment: &Experiment) -> Result<Recipes> {
     eprintln!("drawing {} scenes to train on and {} held-out ones of each kind", experiment.pairs, experiment.scenes);
     let Experiment { seed, pairs, pairing, scenes, .. } = *experiment;
     Scenes { seed, split: Split::Pairs, count: pairs, pairing }.write(&folder.join("pairs"))?;
-    for (split, ..) in SETS {
+    for (split, _) in SETS {
         // Held-out scenes are those of seed 0 and balanced pairs, whatever is trained on.
         let held_out = Scenes { seed: 0, split, count: scenes, pairing: Pairing::Balanced };
         held_out.write(&folder.join(split.name()))?;
@@ -137,9 +136,7 @@ struct Examined {
 
 impl Bench {
     fn open(folder: &Path) -> Result<Self> {
-        let open = |(split, asked, _): (Split, Asked, _)| {
-            HeldOut::open(&folder.join(split.name()), split.name(), asked)
-        };
+        let open = |(split, _): (Split, &'static str)| HeldOut::open(&folder.join(split.name()), split.name());
         let pairs = Experiment::measuring(&folder.join(PAIRS), folder)?;
         let mut bench = Self {
             folder: folder.to_owned(),
@@ -182,7 +179,8 @@ impl Bench {
     fn examine(&self, candidate: &Candidate, evaluation: &Path) -> Result<Examined> {
         let scenes: Vec<Scored> =
             self.sets.iter().map(|set| self.describe(candidate, set, evaluation)).collect::<Result<_>>()?;
-        let pairs = candidate.prefer(&self.pairs, beta(&self.pairs)?, &self.of_checkpoint, &evaluation.join("pairs"))?;
+        let pairs =
+            candidate.prefer(&self.pairs, beta(&self.pairs)?, &self.of_checkpoint, &evaluation.join("pairs"))?;
         let figures: Vec<Figures> = scenes.iter().map(|scored| scored.figures.clone()).collect();
         let line = Line { title: String::new(), scenes: figures, pairs, curve: Vec::new() };
         Ok(Examined { line, scenes })

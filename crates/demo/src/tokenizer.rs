@@ -62,27 +62,10 @@ pub fn tokenizer_json() -> Value {
         })
         .collect();
     json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": normalizer(),
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
         "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null, "decoder": null,
         "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": UNKNOWN},
     })
-}
-
-/// Brings questions as people and benchmarks write them ("Is there a dog in the image?") to the words that the model was taught. What the
-/// demo writes itself stays as it is.
-fn normalizer() -> Value {
-    let replace = |pattern: Value, content: &str| json!({"type": "Replace", "pattern": pattern, "content": content});
-    let word = |word: &str, known: &str| replace(json!({"Regex": format!("\\b{word}\\b")}), known);
-    let apart = |mark: &str| replace(json!({"String": mark}), &format!(" {mark}"));
-    let all = [
-        word("Is", "is"),
-        word("Describe", "describe"),
-        word("(an|the|this) (image|picture|photo)", "the picture"),
-        apart("?"),
-        apart("."),
-        apart(","),
-    ];
-    json!({"type": "Sequence", "normalizers": all})
 }
 
 /// The content of `tokenizer_config.json`.
