@@ -5,6 +5,10 @@
 
 pub mod error;
 pub mod figures;
+mod files;
+pub mod interval;
+pub mod nouns;
+pub mod benchmark;
 
 pub use error::{Error, Result};
 pub use figures::{Better, Figure, Figures};
