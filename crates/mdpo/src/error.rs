@@ -9,7 +9,7 @@ pub(crate) fn of_panic(text: &str) -> Error {
     let memory = ["out of memory", "can't allocate", "not enough memory"];
     if memory.iter().any(|sign| text.to_lowercase().contains(sign)) {
         Error::at("memory", first)
-            .hint("lower `per_device_train_batch_size`, set `gradient_checkpointing: layers` or `bf16: true`")
+            .hint("lower `per_device_train_batch_size` (answering: `--batch-size`), set `gradient_checkpointing: layers` or `bf16: true`")
     } else {
         Error::at("internal", first).hint("this is a mistake in mdpo, please report it with the command that led here")
     }

@@ -7,13 +7,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const DOCUMENTS: [&str; 10] = [
+const DOCUMENTS: [&str; 11] = [
     "README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "NOTICE",
     "docs/data.md",
+    "docs/generation.md",
     "docs/objectives.md",
     "docs/recipes.md",
     "parity/README.md",

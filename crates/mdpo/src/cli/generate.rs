@@ -3,7 +3,8 @@
 use super::Done;
 use crate::data::{self, Asked, ImageSource};
 use crate::eval::{
-    self, Answerer, Ask, Asker, Decoding, EarlyStopping, End, Generation, Request, Sampling, Search, Settings, Tools,
+    self, Answered, Answerer, Ask, Asker, Decoding, EarlyStopping, End, Generation, Request, Sampling, Search,
+    Settings, Tools,
 };
 use crate::image::Pixels;
 use crate::model::Model;
@@ -122,11 +123,15 @@ impl Generate {
             batch_size: self.batch_size,
         };
         let answered = eval::answer_file(&answerer, &data::questions(prompts)?, output, Talk::Aloud)?;
-        let kept = match answered.kept {
-            0 => String::new(),
-            kept => format!(", {kept} of them before"),
-        };
-        super::print(format!("{} answers{kept}, written to {}\n", answered.new + answered.kept, output.display()))?;
+        let Answered { new, kept, tokens, seconds } = answered;
+        let mut told = format!("{} answers, written to {}\n", new + kept, output.display());
+        if kept > 0 {
+            told += &format!("{kept} of them were there before\n");
+        }
+        if new > 0 {
+            told += &format!("{tokens} tokens in {seconds:.2} s, {:.1} a second\n", tokens as f64 / seconds.max(1e-9));
+        }
+        super::print(told)?;
         Ok(ExitCode::SUCCESS)
     }
 

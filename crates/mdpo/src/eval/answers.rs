@@ -24,6 +24,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{IsTerminal, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 use tch::{Device, Kind};
 
 /// Who answers a file of questions, and how.
@@ -46,12 +47,16 @@ pub struct Answerer {
 }
 
 /// How many answers a file has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Answered {
     /// Those that this run gave.
     pub new: usize,
     /// Those that were there before.
     pub kept: usize,
+    /// Tokens of the new ones, those that ended them included.
+    pub tokens: usize,
+    /// What the new ones took once the model was there, pictures included, in seconds.
+    pub seconds: f64,
 }
 
 /// A line of the file.
@@ -92,10 +97,11 @@ pub fn answer_file(answerer: &Answerer, questions: &[Question], output: &Path, t
     let made_by = made_by(answerer, &settings, kind)?;
     let mut file = AnswerFile::open(output, &made_by, questions, &asked)?;
     let missing: Vec<usize> = (0..questions.len()).filter(|&index| file.lines[index].is_none()).collect();
-    let kept = questions.len() - missing.len();
+    let mut answered = Answered { new: missing.len(), kept: questions.len() - missing.len(), tokens: 0, seconds: 0.0 };
     if !missing.is_empty() {
         let model = caught(|| Model::load(&answerer.model, kind, answerer.device, Plan::Frozen { adapter }))?;
-        let bar = bar(talk, kept, questions.len());
+        let began = Instant::now();
+        let bar = bar(talk, answered.kept, questions.len());
         let pairs: Vec<(&Question, &Tokens)> =
             missing.iter().map(|&index| (&questions[index], &tokens[index])).collect();
         let done = answer_questions(&model, asker, &pairs, &settings, |place, answer: Answer| {
@@ -113,13 +119,15 @@ pub fn answer_file(answerer: &Answerer, questions: &[Question], output: &Path, t
                 asked: asked[index].clone(),
             };
             bar.inc(1);
+            answered.tokens += line.tokens;
             file.add(index, line)
         });
         bar.finish_and_clear();
         done?;
+        answered.seconds = began.elapsed().as_secs_f64();
     }
     file.finish()?;
-    Ok(Answered { new: missing.len(), kept })
+    Ok(answered)
 }
 
 fn bar(talk: Talk, kept: usize, all: usize) -> ProgressBar {
@@ -164,35 +172,37 @@ fn made_by(answerer: &Answerer, settings: &Settings, kind: Kind) -> Result<Map<S
         .as_ref()
         .map(|folder| fingerprint(&["adapter_config.json", "adapter_model.safetensors"].map(|name| folder.join(name))));
     let mut made_by = Map::new();
-    let mut set = |key: &str, value: Value| made_by.insert(key.to_owned(), value);
+    let mut set = |key: &str, value: Value| drop(made_by.insert(key.to_owned(), value));
     set("mdpo", json!(env!("CARGO_PKG_VERSION")));
     set("model", json!(fingerprint(&files)?));
     set("adapter", json!(adapter.transpose()?));
     set("dtype", json!(format!("{kind:?}")));
     set("max_new_tokens", json!(settings.max_new_tokens));
     set("eos_token_id", json!(settings.stop));
+    let (beams, sampled) = match settings.decoding {
+        Decoding::Sampling(sampling) => (1, sampling != Sampling::Greedy),
+        Decoding::Beams(beams) => (beams.count, false),
+    };
+    set("num_beams", json!(beams));
+    set("do_sample", json!(sampled));
     match settings.decoding {
-        Decoding::Sampling(Sampling::Greedy) => set("do_sample", json!(false)),
+        Decoding::Sampling(Sampling::Greedy) => {}
         Decoding::Sampling(Sampling::Sample { temperature, top_p, top_k, seed }) => {
-            set("do_sample", json!(true));
             set("temperature", json!(temperature));
             set("top_p", json!(top_p));
             set("top_k", json!(top_k));
-            set("seed", json!(seed))
+            set("seed", json!(seed));
         }
-        Decoding::Beams(Beams { count, length_penalty, early_stopping }) => {
-            set("num_beams", json!(count));
+        Decoding::Beams(Beams { length_penalty, early_stopping, .. }) => {
+            let early_stopping = match early_stopping {
+                EarlyStopping::Yes => json!(true),
+                EarlyStopping::Heuristic => json!(false),
+                EarlyStopping::Never => json!("never"),
+            };
             set("length_penalty", json!(length_penalty));
-            set(
-                "early_stopping",
-                match early_stopping {
-                    EarlyStopping::Yes => json!(true),
-                    EarlyStopping::Heuristic => json!(false),
-                    EarlyStopping::Never => json!("never"),
-                },
-            )
+            set("early_stopping", early_stopping);
         }
-    };
+    }
     Ok(made_by)
 }
 

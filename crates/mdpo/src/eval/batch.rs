@@ -9,7 +9,7 @@ use super::generate::{End, check};
 use crate::address::Address;
 use crate::image::Pixels;
 use crate::model::{Cache, DeviceBatch, Model, States};
-use crate::nn::{Pass, Role, Span};
+use crate::nn::{Pass, Role, Span, precision};
 use crate::text::Tokens;
 use crate::text::pack::{PackedBatch, Segment};
 use crate::{Error, Result};
@@ -94,7 +94,10 @@ pub fn answer_all(
         match (fresh.is_empty(), batch.rows.is_empty()) {
             (false, _) => batch.begin(fresh)?,
             (true, false) => batch.step()?,
-            (true, true) => return failed.map_or(Ok(()), Err),
+            (true, true) => {
+                debug_assert_eq!(batch.cache.owned(), 0, "an answer that ended still owns rows");
+                return failed.map_or(Ok(()), Err);
+            }
         }
         for (index, answer) in batch.ended.drain(..) {
             take(index, answer)?;
@@ -234,7 +237,7 @@ impl<'a> Batch<'a> {
     /// Chooses the next tokens of the rows from `first` on, whose answers' last states are `hidden`, and takes out what has ended.
     fn choose(&mut self, first: usize, hidden: &Tensor) -> Result<()> {
         let head = self.model.language.head(POLICY);
-        let logits = tch::no_grad(|| hidden.matmul(&head.tr()).to_kind(Kind::Float));
+        let logits = tch::no_grad(|| precision::linear(hidden, &head, None).to_kind(Kind::Float));
         let likely = Likely::of(&logits, &self.settings)?;
         let mut done = 0;
         let (mut from, mut to) = (Vec::new(), Vec::new());
@@ -279,12 +282,6 @@ impl<'a> Batch<'a> {
         }
         self.cache.copy(&from, &to);
         Ok(())
-    }
-
-    /// How many rows of the cache are owned.
-    #[cfg(test)]
-    pub fn owned(&self) -> usize {
-        self.cache.owned()
     }
 }
 

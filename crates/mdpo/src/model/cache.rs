@@ -84,6 +84,9 @@ struct Rows {
 impl Rows {
     /// The first free run of `len` rows; there are half as many again, or as many as are missing, where there is none.
     fn take(&mut self, len: usize) -> Range<usize> {
+        if len == 0 {
+            return 0..0;
+        }
         let fits = |free: &Range<usize>| free.len() >= len;
         let place = match self.free.iter().position(fits) {
             Some(place) => place,
@@ -153,9 +156,10 @@ mod tests {
             let (mut rows, mut held) = (Rows::default(), Vec::<Range<usize>>::new());
             for (take, len, which) in steps {
                 if take || held.is_empty() {
-                    let taken = rows.take(len + 1);
-                    prop_assert!(taken.len() == len + 1 && taken.end <= rows.all);
-                    prop_assert!(held.iter().all(|other| other.end <= taken.start || taken.end <= other.start));
+                    let taken = rows.take(len);
+                    prop_assert!(taken.len() == len && taken.end <= rows.all);
+                    let apart = |other: &Range<usize>| other.end <= taken.start || taken.end <= other.start;
+                    prop_assert!(len == 0 || held.iter().all(apart));
                     held.push(taken);
                 } else {
                     rows.give_back(held.swap_remove(which.index(held.len())));
