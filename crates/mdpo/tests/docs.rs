@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const DOCUMENTS: [&str; 11] = [
+const DOCUMENTS: [&str; 12] = [
     "README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
@@ -15,6 +15,7 @@ const DOCUMENTS: [&str; 11] = [
     "NOTICE",
     "docs/data.md",
     "docs/generation.md",
+    "docs/evaluation.md",
     "docs/objectives.md",
     "docs/recipes.md",
     "parity/README.md",

@@ -2,6 +2,7 @@
 
 mod bench;
 mod check;
+mod eval;
 mod generate;
 mod inspect;
 mod merge;
@@ -32,6 +33,8 @@ enum Verb {
     Inspect(inspect::Inspect),
     /// Answer a prompt, with images where the model takes some
     Generate(generate::Generate),
+    /// Score a model's answers, or a file of answers, on a benchmark of hallucination
+    Eval(eval::Eval),
     /// Measure where the time of a training step goes; writes nothing
     Bench(bench::Bench),
     /// Write a checkpoint with an adapter merged in
@@ -48,6 +51,7 @@ pub fn main() -> ExitCode {
         Verb::Check(verb) => verb.run(),
         Verb::Inspect(verb) => verb.run(),
         Verb::Generate(verb) => verb.run(),
+        Verb::Eval(verb) => verb.run(),
         Verb::Bench(verb) => verb.run(),
         Verb::Merge(verb) => verb.run(),
     };
