@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -69,9 +70,9 @@ def run(given, contender, rows, folder):
         command = [sys.executable, __file__, given.inputs, "--rows", rows, "--threads", str(len(cores)), *more]
         if "jemalloc" in contender:
             environment |= {"LD_PRELOAD": str(given.jemalloc), "MALLOC_CONF": MALLOC_CONF}
-    began = time.monotonic()
+    began, used = time.monotonic(), cpu_seconds()
     done = subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True, preexec_fn=lambda: os.sched_setaffinity(0, cores))
-    whole = time.monotonic() - began
+    whole, used = time.monotonic() - began, cpu_seconds() - used
     if done.returncode != 0:
         sys.exit(f"{contender} failed:\n{done.stderr}")
     if contender == "mdpo":
@@ -80,7 +81,13 @@ def run(given, contender, rows, folder):
         found = {"seconds": seconds, "tokens": sum(line["tokens"] for line in lines), "answers": [line["answer"] for line in lines]}
     else:
         found = json.loads(done.stdout.splitlines()[-1])
-    return found | {"whole": whole}
+    return found | {"whole": whole, "cpu": used}
+
+
+def cpu_seconds():
+    """Seconds that all children so far have kept a core busy."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def same_start(one, other):
@@ -129,13 +136,13 @@ def main():
     cores = given.cores or len(os.sched_getaffinity(0))
     table = [f"{given.prompts} prompts with an image each, {given.max_new_tokens} new tokens, {given.num_beams} beam(s), f32, {cores} cores of {cpu}."]
     table += [f"Load average before {before[0]:.2f}, after {os.getloadavg()[0]:.2f}.", ""]
-    table += ["| | tokens/s | seconds | whole process | times as long as mdpo |", "|---|---|---|---|---|"]
+    table += ["| | tokens/s | seconds | whole process | its CPU seconds | times as long as mdpo |", "|---|---|---|---|---|---|"]
     own = runs.get("mdpo")
     for contender, found in runs.items():
         seconds = [one["seconds"] for one in found]
         speed = median(one["tokens"] / one["seconds"] for one in found)
         ratio = f"{median(seconds) / median(one['seconds'] for one in own):.2f}" if own else ""
-        table.append(f"| {contender} | {speed:.1f} | {median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f}) | {median(one['whole'] for one in found):.2f} | {ratio} |")
+        table.append(f"| {contender} | {speed:.1f} | {median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f}) | {median(one['whole'] for one in found):.2f} | {median(one['cpu'] for one in found):.2f} | {ratio} |")
     if own and len(runs) > 1:
         other = next(found for contender, found in runs.items() if contender != "mdpo")[0]
         shared = [same_start(*pair) for pair in zip(own[0]["answers"], other["answers"])]
