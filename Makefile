@@ -4,6 +4,7 @@
 #   make test    the tests
 #   make check   what CI runs: fmt, clippy, docs, tests
 #   make gpu-check  on a machine with an NVIDIA GPU: CUDA against the CPU, and how fast it is (CONTRIBUTING.md)
+#   make report-check  the page of `mdpo report` in a headless Chromium, where there is one (docs/report.md)
 #   make audit   licences, bans and sources of all dependencies (installs cargo-deny when it is missing)
 
 SHELL := /bin/bash
@@ -18,7 +19,7 @@ else
 LIBTORCH_READY := .libtorch/ready
 endif
 
-.PHONY: libtorch build demo test gpu-check check fmt clippy doc audit clean
+.PHONY: libtorch build demo test gpu-check report-check check fmt clippy doc audit clean
 
 libtorch: $(LIBTORCH_READY)
 
@@ -49,6 +50,11 @@ gpu-check: libtorch
 		$(CARGO) build --release --package mdpo && \
 		$(PYTHON) benchmarks/compare.py $(GPU_INPUTS) --mdpo target/release/mdpo --dtypes bf16 --rounds 3 --steps 8; \
 	fi
+
+# The page's crate needs no libtorch; CHROMIUM names a browser that is not on the path.
+report-check:
+	$(CARGO) build --package mdpo-measure --example report_page
+	$(PYTHON) checks/report/check.py $${CARGO_TARGET_DIR:-target}/debug/examples/report_page target/report-check
 
 fmt:
 	$(CARGO) fmt --all --check

@@ -9,6 +9,8 @@ mod files;
 pub mod interval;
 pub mod nouns;
 pub mod benchmark;
+pub mod report;
+pub mod tensorboard;
 
 pub use error::{Error, Result};
 pub use figures::{Better, Figure, Figures};

@@ -7,6 +7,7 @@ mod generate;
 mod inspect;
 mod merge;
 mod reference;
+mod report;
 mod train;
 
 use crate::Result;
@@ -37,6 +38,8 @@ enum Verb {
     Eval(eval::Eval),
     /// Measure where the time of a training step goes; writes nothing
     Bench(bench::Bench),
+    /// Write one HTML page about runs and evaluations: curves, figures with intervals, answers side by side
+    Report(report::Report),
     /// Write a checkpoint with an adapter merged in
     Merge(merge::Merge),
 }
@@ -53,6 +56,7 @@ pub fn main() -> ExitCode {
         Verb::Generate(verb) => verb.run(),
         Verb::Eval(verb) => verb.run(),
         Verb::Bench(verb) => verb.run(),
+        Verb::Report(verb) => verb.run(),
         Verb::Merge(verb) => verb.run(),
     };
     match done {

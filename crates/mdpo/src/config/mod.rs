@@ -409,12 +409,26 @@ pub struct Output {
     pub dir: PathBuf,
     /// Optimizer steps between log entries (`logging_steps`, default 10; transformers' `logging_first_step` is always on).
     pub logging_steps: usize,
+    /// Who else gets the log entries (`report_to`).
+    pub report_to: ReportTo,
     /// When checkpoints are written.
     pub save: Save,
     /// How many `checkpoint-N` folders are kept (`save_total_limit`).
     pub save_total_limit: Option<usize>,
     /// Whether and from where to continue.
     pub resume: Resume,
+}
+
+/// Who gets the log entries besides `trainer_state.json`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ReportTo {
+    /// `none`, the default: nobody.
+    Nobody,
+    /// `tensorboard`: event files.
+    TensorBoard {
+        /// Their folder (`logging_dir`); `runs` in `output_dir` when absent.
+        folder: Option<PathBuf>,
+    },
 }
 
 /// When checkpoints are written (`save_strategy`, `save_steps`); the final model is always written.

@@ -95,6 +95,7 @@ fn the_least_recipe_has_the_documented_defaults() {
     gradient_checkpointing: layers
     output_dir: out
     logging_steps: 10
+    report_to: none
     save_strategy: steps
     save_steps: 500
     resume_from_checkpoint: false
@@ -256,6 +257,9 @@ fn values_out_of_range_are_refused() {
         "max_length: 0",
         "logging_steps: 0",
         "save_steps: 0",
+        "report_to: wandb",
+        "report_to: [tensorboard, wandb]",
+        "logging_dir: 7",
         "save_strategy: best",
         "save_total_limit: 0",
         "anchors: []",
@@ -667,10 +671,15 @@ fn batch_and_output() -> impl Strategy<Value = (Batch, Output)> {
         Just(Resume::Newest),
         "[a-z]{2,9}/checkpoint-[1-9]".prop_map(|path| Resume::From(path.into()))
     ];
-    let output = (name(), 1..99_usize, save, prop::option::of(1..9_usize), resume).prop_map(
-        |(dir, logging_steps, save, save_total_limit, resume)| Output {
+    let report_to = prop_oneof![
+        Just(ReportTo::Nobody),
+        prop::option::of(name()).prop_map(|folder| ReportTo::TensorBoard { folder: folder.map(PathBuf::from) })
+    ];
+    let output = (name(), 1..99_usize, report_to, save, prop::option::of(1..9_usize), resume).prop_map(
+        |(dir, logging_steps, report_to, save, save_total_limit, resume)| Output {
             dir: dir.into(),
             logging_steps,
+            report_to,
             save,
             save_total_limit,
             resume,

@@ -365,7 +365,15 @@ impl Recipe {
             let what = "`save_steps` has no meaning unless `save_strategy` is `steps`";
             self.forbid("save_steps", what, "leave it out, or write `save_strategy: steps`");
         }
+        let folder = self.optional("logging_dir", text).map(PathBuf::from);
+        let tensorboard = self.value("report_to", |value| {
+            // transformers takes a list of services too.
+            let only = value.as_array().filter(|list| list.len() <= 1);
+            let value = only.map_or(value, |list| list.first().unwrap_or(&Value::Null));
+            if value.is_null() { Some(false) } else { one_of(&[("none", false), ("tensorboard", true)])(value) }
+        });
         Output {
+            report_to: if tensorboard { ReportTo::TensorBoard { folder } } else { ReportTo::Nobody },
             dir: PathBuf::from(self.required("output_dir", text).unwrap_or_default()),
             logging_steps: self.value("logging_steps", whole(1)),
             save,

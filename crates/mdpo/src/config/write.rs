@@ -230,6 +230,13 @@ impl Run {
         );
         put("output_dir", path(&output.dir));
         put("logging_steps", json!(output.logging_steps));
+        match &output.report_to {
+            ReportTo::Nobody => put("report_to", json!("none")),
+            ReportTo::TensorBoard { folder } => {
+                put("report_to", json!("tensorboard"));
+                put("logging_dir", folder.as_deref().map_or(Value::Null, path));
+            }
+        }
         put(
             "save_strategy",
             json!(match output.save {

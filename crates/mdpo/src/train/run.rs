@@ -11,7 +11,7 @@ use super::{
 use crate::address::Address;
 use crate::checkpoint::{self, State, Tensors};
 use crate::config::{
-    AdapterStart, Length, Lora, Part, Redraw, ReferenceLogps, ReferenceWhen, Resume, Run, Save, Tuning,
+    AdapterStart, Length, Lora, Part, Redraw, ReferenceLogps, ReferenceWhen, ReportTo, Resume, Run, Save, Tuning,
 };
 use crate::data::order::Order;
 use crate::error::caught;
@@ -22,13 +22,14 @@ use crate::nn::Role;
 use crate::optim::{self, AdamW, Moments};
 use crate::weights::{self, AdapterConfig};
 use crate::{Error, Result, config};
+use mdpo_measure::tensorboard::{self, EventWriter};
 use rand::Rng;
 use serde_json::{Map, Value, json};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 /// How a run ended.
 #[derive(Debug, Clone)]
@@ -50,6 +51,7 @@ pub fn train(run: &Run, talk: Talk) -> Result<Outcome> {
     let inputs = Inputs::open(run, PictureCheck::Header)?;
     let mut trainer = Trainer::new(run, &inputs, device, ReferenceCache::of_run(run, device)?)?;
     trainer.resume()?;
+    trainer.open_events()?;
     trainer.introduce(talk, device);
     let ended = trainer.precompute().and_then(|()| {
         std::thread::scope(|scope| {
@@ -87,6 +89,8 @@ pub(super) struct Trainer<'a> {
     references: ReferenceCache,
     /// What the vision tower gave for images.
     features: FeatureCache,
+    /// TensorBoard's file, where the recipe asks for one.
+    events: Option<EventWriter>,
     /// Whether policy and reference agree before the first step, as they should.
     starts_at_reference: bool,
     stop: Arc<AtomicBool>,
@@ -151,6 +155,7 @@ impl<'a> Trainer<'a> {
             metrics: Metrics::default(),
             stop: stop_flag()?,
             references,
+            events: None,
             features: FeatureCache::of_run(run, device)?,
             // What rows bring comes from another model or precision, and images that differ have other log-probs.
             starts_at_reference: starts_at_reference
@@ -292,6 +297,9 @@ impl<'a> Trainer<'a> {
                     let due = due || self.state.step == 1 || self.state.step == self.total;
                     let entry = due.then(|| self.log(&done, &mut window));
                     progress.step(self.state.step, entry.as_ref());
+                    if let Err(error) = entry.map_or(Ok(()), |entry| self.report(&entry)) {
+                        break Err(error);
+                    }
                 }
             }
             if self.saves_now() {
@@ -455,6 +463,24 @@ impl<'a> Trainer<'a> {
         }
         self.state.log_history.push(Value::Object(entry.clone()));
         entry
+    }
+
+    /// Begins TensorBoard's file, where the recipe asks for one; what an earlier part of the run wrote stays, up to where this one goes on.
+    fn open_events(&mut self) -> Result<()> {
+        let ReportTo::TensorBoard { folder } = &self.run.output.report_to else { return Ok(()) };
+        let folder = folder.clone().unwrap_or_else(|| self.run.output.dir.join("runs"));
+        self.events = Some(EventWriter::create(&folder, SystemTime::now(), self.state.step as u64)?);
+        Ok(())
+    }
+
+    /// Hands a log entry to whom the recipe names.
+    fn report(&mut self, entry: &Map<String, Value>) -> Result<()> {
+        let Some(events) = &mut self.events else { return Ok(()) };
+        let tags = entry.iter().filter(|(metric, _)| *metric != "step");
+        let tags: Vec<(String, f64)> =
+            tags.filter_map(|(metric, value)| Some((tensorboard::tag(metric), value.as_f64()?))).collect();
+        let scalars = tags.iter().map(|(tag, value)| (tag.as_str(), *value));
+        events.scalars(SystemTime::now(), self.state.step as u64, scalars)
     }
 
     fn saves_now(&self) -> bool {

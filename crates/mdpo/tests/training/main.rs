@@ -9,4 +9,5 @@ mod parity;
 mod reference;
 mod resume;
 mod signals;
+mod tensorboard;
 mod trl;
