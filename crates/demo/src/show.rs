@@ -2,7 +2,7 @@
 //! scenes that they never saw: with the prior broken, mixed and intact, and in artwork that they were not trained on.
 //!
 //! The folder holds `model`, `pairs` (what is trained on), a folder for each held-out set, and for every run its `output_dir` with
-//! `evaluations/step-N/SET`; `base/evaluations/step-0` is the checkpoint. `results.json` has every figure of the table.
+//! `evaluations/step-N/SET`; `base/evaluations/step-0` is the checkpoint. `results.json` has every figure of the table, `report.html` shows them.
 
 use crate::address::Split;
 use crate::captions::Pairing;
@@ -16,6 +16,7 @@ use mdpo::train::{self, Talk};
 use mdpo::{Error, Result};
 use mdpo_measure::Figures;
 use mdpo_measure::benchmark::Scored;
+use mdpo_measure::report::{Additions, Report, Source};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -30,6 +31,8 @@ const SETS: [(Split, &str); 4] = [
 const PAIRS: &str = "mixed/pairs.jsonl";
 /// Held-out scenes that are described in words.
 const TOLD: usize = 3;
+/// Held-out scenes in the gallery of the report.
+const EXAMPLES: usize = 24;
 
 /// Runs the example in `folder`, where what an earlier one wrote is replaced, and prints what came out.
 ///
@@ -69,7 +72,9 @@ pub fn run(folder: &Path, experiment: &Experiment) -> Result<()> {
     println!("as training goes, on the scenes with no partner\n{}", table::curves(&lines));
     tell(&told);
     let results = folder.join("results.json");
-    write(&results, &table::data(&SETS.map(|(split, _)| split.name()), &lines))?;
+    write(&results, format!("{:#}\n", table::data(&SETS.map(|(split, _)| split.name()), &lines)).as_bytes())?;
+    let report = folder.join("report.html");
+    write(&report, page(folder, experiment)?.as_bytes())?;
 
     println!("pairs    {}", folder.join("pairs/pairs.jsonl").display());
     println!("model    {}", folder.join("model").display());
@@ -77,6 +82,7 @@ pub fn run(folder: &Path, experiment: &Experiment) -> Result<()> {
         println!("adapter  {} (loads with peft; its recipe is in it)", folder.join(method.folder()).display());
     }
     println!("figures  {}", results.display());
+    println!("report   {}", report.display());
     let seconds = began.elapsed().as_secs();
     println!("in {}:{:02} minutes", seconds / 60, seconds % 60);
     Ok(())
@@ -116,8 +122,21 @@ fn clear(folder: &Path) -> Result<()> {
     }
 }
 
-fn write(path: &Path, data: &serde_json::Value) -> Result<()> {
-    std::fs::write(path, format!("{data:#}\n")).map_err(|error| Error::io("write", path, &error))
+fn write(path: &Path, content: &[u8]) -> Result<()> {
+    std::fs::write(path, content).map_err(|error| Error::io("write", path, &error))
+}
+
+/// The page about all of it, as `mdpo report` writes it: curves, figures, and what each model said of some pictures.
+fn page(folder: &Path, experiment: &Experiment) -> Result<String> {
+    let base = folder.join("base/evaluations/step-0");
+    let sets = SETS.iter().map(|(split, _)| split.name()).chain(["pairs"]);
+    let mut sources: Vec<Source> =
+        sets.map(|set| Source { name: Some("base".to_owned()), path: base.join(set) }).collect();
+    sources.extend(experiment.methods.iter().map(|&method| {
+        let name = Some(experiment.title(method));
+        Source { name, path: folder.join(method.folder()) }
+    }));
+    Ok(Report::read(&sources, EXAMPLES)?.render(&Additions::default())?.html)
 }
 
 /// What every model is measured on.
