@@ -111,19 +111,17 @@ impl Candidate {
         Ok(scored)
     }
 
-    /// What it makes of the held-out pairs of `run`: figures of which are written into `out`.
+    /// What it makes of held-out pairs, whose log-probs under this model are `own`: figures, which are also written into `out`.
     ///
     /// `chosen reward` is β · (log-prob of the true caption under this model − under the checkpoint), in nats times β; an accuracy is the share of
     /// pairs whose true caption is likelier than the false one (text), or likelier under its picture than under the rejected one (image), and
     /// the image gap by how many nats it is. `of_checkpoint` are the checkpoint's own log-probs, in the same order.
     ///
     /// # Errors
-    /// The model or the rows cannot be read, a file cannot be written.
-    pub fn prefer(&self, run: &Run, beta: f64, of_checkpoint: &[LogProbs], out: &Path) -> Result<Figures> {
-        let own = self.log_probs(run)?;
+    /// A file cannot be written.
+    pub fn prefer(&self, own: &[LogProbs], of_checkpoint: &[LogProbs], beta: f64, out: &Path) -> Result<Figures> {
         let mut tally = Tally::new(COLUMNS);
-        for (index, own) in own.iter().enumerate() {
-            let checkpoint = of_checkpoint.get(index).unwrap_or(own);
+        for (own, checkpoint) in own.iter().zip(of_checkpoint) {
             let is = |so: bool| f64::from(u8::from(so));
             tally.push([
                 (PAIRS, 1.0),

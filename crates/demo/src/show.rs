@@ -45,21 +45,19 @@ pub fn run(folder: &Path, experiment: &Experiment) -> Result<()> {
 
     let mut lines = Vec::new();
     let mut told: Vec<(String, Scored)> = Vec::new();
-    for (title, method, run) in std::iter::once(("base".to_owned(), None, None)).chain(recipes) {
-        let mut examined = match (method, run) {
-            (Some(method), Some(run)) => {
-                eprintln!("\n{title}");
-                let outcome = train::train(&run, Talk::Aloud)?;
-                if outcome.interrupted {
-                    return Ok(());
-                }
-                bench.run(method, outcome.steps.0)?
-            }
-            _ => bench.base()?,
-        };
+    let mut keep = |title: String, mut examined: Examined| {
         told.push((title.clone(), examined.scenes.swap_remove(0)));
-        examined.line.title = title;
-        lines.push(examined.line);
+        lines.push(Line { title, ..examined.line });
+    };
+    keep("base".to_owned(), bench.base()?);
+    for (method, run) in recipes {
+        let title = experiment.title(method);
+        eprintln!("\n{title}");
+        let outcome = train::train(&run, Talk::Aloud)?;
+        if outcome.interrupted {
+            return Ok(());
+        }
+        keep(title, bench.run(method, outcome.steps.0)?);
     }
     // The checkpoint is where every curve starts.
     let start = (0, lines[0].scenes[0].clone());
@@ -88,22 +86,14 @@ pub fn run(folder: &Path, experiment: &Experiment) -> Result<()> {
     Ok(())
 }
 
-/// What is trained: title, method and recipe.
-type Recipes = Vec<(String, Option<Method>, Option<Run>)>;
-
-/// Writes the checkpoint and all scenes.
-fn prepare(folder: &Path, experiment: &Experiment) -> Result<Recipes> {
+/// Writes the checkpoint and all scenes, and reads what is to be trained.
+fn prepare(folder: &Path, experiment: &Experiment) -> Result<Vec<(Method, Run)>> {
     for name in ["model", "pairs", "base"] {
         clear(&folder.join(name))?;
     }
     SETS.iter().try_for_each(|(split, _)| clear(&folder.join(split.name())))?;
     Method::ALL.iter().try_for_each(|method| clear(&folder.join(method.folder())))?;
     checkpoint::write_trained(&folder.join("model"))?;
-    // All recipes are read before anything takes long.
-    let recipe = |&method: &Method| {
-        let run = experiment.recipe(method, folder)?;
-        Ok((experiment.title(method), Some(method), Some(run)))
-    };
     eprintln!("drawing {} scenes to train on and {} held-out ones of each kind", experiment.pairs, experiment.scenes);
     let Experiment { seed, pairs, pairing, scenes, .. } = *experiment;
     Scenes { seed, split: Split::Pairs, count: pairs, pairing }.write(&folder.join("pairs"))?;
@@ -112,7 +102,8 @@ fn prepare(folder: &Path, experiment: &Experiment) -> Result<Recipes> {
         let held_out = Scenes { seed: 0, split, count: scenes, pairing: Pairing::Balanced };
         held_out.write(&folder.join(split.name()))?;
     }
-    experiment.methods.iter().map(recipe).collect()
+    // A recipe that is not valid is told before anything takes long.
+    experiment.methods.iter().map(|&method| Ok((method, experiment.recipe(method, folder)?))).collect()
 }
 
 fn clear(folder: &Path) -> Result<()> {

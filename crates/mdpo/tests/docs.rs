@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const DOCUMENTS: [&str; 13] = [
+const DOCUMENTS: [&str; 14] = [
     "README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
@@ -19,6 +19,7 @@ const DOCUMENTS: [&str; 13] = [
     "docs/objectives.md",
     "docs/recipes.md",
     "docs/report.md",
+    "docs/results.md",
     "parity/README.md",
     "crates/demo/README.md",
 ];
