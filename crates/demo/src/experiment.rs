@@ -188,6 +188,8 @@ mod tests {
     fn runs_differ_from_the_committed_recipe_by_what_their_name_says() {
         let folder = tempfile::tempdir().unwrap();
         crate::checkpoint::write_trained(&folder.path().join("model")).unwrap();
+        std::fs::create_dir(folder.path().join("pairs")).unwrap();
+        std::fs::write(folder.path().join("pairs/pairs.jsonl"), "").unwrap();
         let usual = Experiment::default();
         let recipe = |experiment: &Experiment, method| experiment.recipe(method, folder.path()).unwrap();
         let [dpo, blind, mdpo] = Method::ALL.map(|method| recipe(&usual, method));

@@ -189,8 +189,11 @@ impl Bench {
     fn examine(&self, candidate: &Candidate, evaluation: &Path) -> Result<Examined> {
         let scenes: Vec<Scored> =
             self.sets.iter().map(|set| self.describe(candidate, set, evaluation)).collect::<Result<_>>()?;
-        let pairs =
-            candidate.prefer(&self.pairs, beta(&self.pairs)?, &self.of_checkpoint, &evaluation.join("pairs"))?;
+        let own = match &candidate.adapter {
+            None => self.of_checkpoint.clone(),
+            Some(_) => candidate.log_probs(&self.pairs)?,
+        };
+        let pairs = candidate.prefer(&own, &self.of_checkpoint, beta(&self.pairs)?, &evaluation.join("pairs"))?;
         let figures: Vec<Figures> = scenes.iter().map(|scored| scored.figures.clone()).collect();
         let line = Line { title: String::new(), scenes: figures, pairs, curve: Vec::new() };
         Ok(Examined { line, scenes })
