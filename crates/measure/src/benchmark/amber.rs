@@ -141,7 +141,7 @@ struct Generative {
 
 pub(super) fn open_generative(folder: &Path, options: &Options) -> Result<Opened> {
     let queries = need(folder, &names("query_generative.json").each_ref().map(String::as_str), HINT)?;
-    let read = read(folder, &[queries.clone()], options)?;
+    let read = read(folder, std::slice::from_ref(&queries), options)?;
     let relation = need(folder, &["relation.json", "data/relation.json"], HINT)?;
     let relation: BTreeMap<String, Vec<String>> = files::json(&relation)?;
     let safe = files::text(&need(folder, &["safe_words.txt", "data/safe_words.txt"], HINT)?)?;

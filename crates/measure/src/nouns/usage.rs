@@ -164,7 +164,7 @@ const FUNCTION_WORDS: [&str; 62] = [
 pub fn is_noun(words: &[Word], at: usize) -> bool {
     let lower = |index: usize| words[index].text.to_lowercase();
     let word = lower(at);
-    let before = (at > 0 && !words[at].after_boundary).then(|| lower(at - 1)).unwrap_or_default();
+    let before = if at > 0 && !words[at].after_boundary { lower(at - 1) } else { String::new() };
     let after = words.get(at + 1).filter(|next| !next.after_boundary).map(|next| next.text.to_lowercase());
     let after = after.unwrap_or_default();
     let is = |list: &[&str], word: &str| list.contains(&word);
