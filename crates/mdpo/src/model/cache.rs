@@ -135,7 +135,7 @@ mod tests {
         let write = |cache: &mut Cache, rows: &Range<usize>, value: f64| {
             let _ = cache.layers[0].keys.narrow(0, rows.start as i64, rows.len() as i64).fill_(value);
         };
-        let read = |cache: &Cache, row: usize| cache.layers[0].keys.double_value(&[row as i64, 1]);
+        let read = |cache: &Cache, row: usize| cache.layers[0].keys.double_value(&[row as i64, 0, 1]);
         let first = cache.take(3);
         write(&mut cache, &first, 1.0);
         let second = cache.take(5);
