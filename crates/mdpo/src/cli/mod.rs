@@ -38,7 +38,7 @@ enum Verb {
     Eval(eval::Eval),
     /// Measure where the time of a training step goes; writes nothing
     Bench(bench::Bench),
-    /// Write one HTML page about runs and evaluations: curves, figures with intervals, answers side by side
+    /// Write one HTML page about runs and evaluations
     Report(report::Report),
     /// Write a checkpoint with an adapter merged in
     Merge(merge::Merge),

@@ -83,8 +83,16 @@ fn recipe(folder: &Path) -> Result<Option<Run>> {
 
 fn facts(run: &Run) -> Vec<(String, String)> {
     let keys = run.identity();
-    let shown = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let shown = |value: &Value| value.as_str().map_or_else(|| value.to_string(), without_folders);
     FACTS.iter().filter_map(|name| Some(((*name).to_owned(), shown(keys.get(*name)?)))).collect()
+}
+
+/// The page is shared: of a path on this machine it tells the last part.
+fn without_folders(text: &str) -> String {
+    match Path::new(text).file_name() {
+        Some(name) if Path::new(text).is_absolute() => name.to_string_lossy().into_owned(),
+        _ => text.to_owned(),
+    }
 }
 
 /// The pictures of the gallery as the recipe would corrupt them; a picture that cannot be read has none, the page says why.
