@@ -1,6 +1,6 @@
 # mdpo: every set-up step lives here, so that a fresh Debian machine with cargo, g++, make and python3 (with pip) needs nothing else.
 #
-#   make demo    train the embedded example with mDPO and print what it learned
+#   make demo    DPO, DPO without images and mDPO side by side on the embedded example
 #   make test    the tests
 #   make check   what CI runs: fmt, clippy, docs, tests
 #   make gpu-check  on a machine with an NVIDIA GPU: CUDA against the CPU, and how fast it is (CONTRIBUTING.md)

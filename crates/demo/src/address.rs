@@ -1,5 +1,6 @@
 //! Where a scene stands: everything random about it is a pure function of seed, split and index.
 
+use crate::artwork::Style;
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 
 /// How often an anchor is seen with its partner.
@@ -22,11 +23,13 @@ pub enum Split {
     Intact,
     /// Held out: partners come along half of the time.
     Mixed,
+    /// Held out: like [`Split::Mixed`], in artwork that no model of the example was trained on.
+    Unseen,
 }
 
 impl Split {
     /// Every split.
-    pub const ALL: [Split; 5] = [Split::Sft, Split::Pairs, Split::Broken, Split::Intact, Split::Mixed];
+    pub const ALL: [Split; 6] = [Split::Sft, Split::Pairs, Split::Broken, Split::Intact, Split::Mixed, Split::Unseen];
 
     /// Its name, at most 16 bytes long.
     pub fn name(self) -> &'static str {
@@ -36,6 +39,7 @@ impl Split {
             Split::Broken => "broken",
             Split::Intact => "intact",
             Split::Mixed => "mixed",
+            Split::Unseen => "unseen",
         }
     }
 
@@ -45,9 +49,14 @@ impl Split {
             Split::Sft => 0.9,
             Split::Broken => 0.0,
             Split::Intact => 1.0,
-            Split::Pairs | Split::Mixed => 0.5,
+            Split::Pairs | Split::Mixed | Split::Unseen => 0.5,
         };
         Prior { partner_given_anchor }
+    }
+
+    /// How its scenes are drawn.
+    pub fn style(self) -> Style {
+        if self == Split::Unseen { Style::Fluent } else { Style::Twemoji }
     }
 }
 

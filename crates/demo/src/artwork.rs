@@ -1,4 +1,5 @@
-//! The pictures of the 24 objects: Twemoji (CC-BY 4.0, see this crate's README), 72×72 pixels with transparency.
+//! The pictures of the 24 objects in two styles, square and with transparency: Twemoji (72 pixels, CC-BY 4.0), in which every model of the
+//! example is trained, and Fluent Emoji 3D (48 pixels, MIT), which it meets only when it is measured. See this crate's README for both.
 
 use crate::scenes::Object;
 use image::{ImageFormat, RgbaImage};
@@ -36,6 +37,18 @@ const TWEMOJI: [&PngTwemojiAsset; 24] = [
     &codes::U_1F33B, // sunflower
 ];
 
+/// The pictures of Fluent Emoji 3D side by side, in the order of [`Object`]; `parity/demo/artwork.py` made the file.
+const FLUENT: &[u8] = include_bytes!("../assets/fluent.png");
+
+/// Whose pictures are drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Style {
+    /// Flat drawings; what is trained on.
+    Twemoji,
+    /// Shaded ones, as if of clay, with other shapes and colours; only ever measured on.
+    Fluent,
+}
+
 /// The decoded pictures of every object in one style.
 pub struct Artwork {
     sprites: Vec<Sprite>,
@@ -55,11 +68,32 @@ pub(crate) struct Fragment {
 }
 
 impl Artwork {
-    /// The built-in Twemoji style.
+    /// The pictures of a style.
     ///
     /// # Errors
-    /// A picture cannot be decoded (the dependency changed).
-    pub fn twemoji() -> Result<Self> {
+    /// A picture cannot be decoded (the dependency or the asset changed).
+    pub fn of(style: Style) -> Result<Self> {
+        match style {
+            Style::Twemoji => Self::twemoji(),
+            Style::Fluent => Self::fluent(),
+        }
+    }
+
+    fn fluent() -> Result<Self> {
+        let broken = |what: String| Error::at("artwork `fluent.png`", what);
+        let strip = image::load_from_memory_with_format(FLUENT, ImageFormat::Png)
+            .map_err(|error| broken(format!("cannot decode: {error}")))?;
+        let side = strip.height();
+        if strip.width() != side * Object::COUNT as u32 {
+            let (width, count) = (strip.width(), Object::COUNT);
+            return Err(broken(format!("expected {count} squares side by side, found {width}×{side}")));
+        }
+        let cut = |place: usize| Sprite::new(&strip.crop_imm(place as u32 * side, 0, side, side).to_rgba8());
+        let sprites = (0..Object::COUNT).map(cut).collect::<Option<_>>();
+        Ok(Self { sprites: sprites.ok_or_else(|| broken("expected squares".to_owned()))? })
+    }
+
+    fn twemoji() -> Result<Self> {
         let sprites = TWEMOJI.iter().map(|asset| {
             let broken = |what: String| Error::at(format!("twemoji `{}`", asset.label.unwrap_or(asset.emoji)), what);
             let decoded = image::load_from_memory_with_format(asset.data.0, ImageFormat::Png)
@@ -137,5 +171,28 @@ impl Sprite {
             }
         }
         sum
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_styles_show_the_same_objects_differently() {
+        let [known, unseen] = [Style::Twemoji, Style::Fluent].map(|style| Artwork::of(style).unwrap());
+        for object in Object::all() {
+            let draw = |artwork: &Artwork| artwork.fragments(object, [24.0; 2], 40.0, 0.0, 48);
+            // Coverage and mean colour of what is drawn.
+            let look = |artwork: &Artwork| {
+                let drawn = draw(artwork);
+                let sum = |channel: usize| drawn.iter().map(|fragment| fragment.rgba[channel]).sum::<f32>();
+                (sum(3) / 1600.0, [0, 1, 2].map(|channel| sum(channel) / sum(3)))
+            };
+            let ((covered, colour), (also_covered, other_colour)) = (look(&known), look(&unseen));
+            assert!((0.1..1.0).contains(&covered) && (0.1..1.0).contains(&also_covered), "{}", object.name());
+            let differ = colour.iter().zip(other_colour).map(|(one, other)| (one - other).abs()).fold(0.0, f32::max);
+            assert!(differ > 0.005 || (covered - also_covered).abs() > 0.02, "{} is the same", object.name());
+        }
     }
 }

@@ -24,8 +24,8 @@ pub struct Scenes {
 }
 
 impl Scenes {
-    /// Writes `images/000000.png` … and `objects.jsonl` (what every picture shows), beside them `sft.jsonl` (prompt and chosen)
-    /// for [`Split::Sft`] and `pairs.jsonl` (prompt, chosen, rejected) for every other split. Paths in the rows are
+    /// Writes `images/000000.png` … and `objects.jsonl` (what every picture shows, as the benchmark `objects` reads it), beside them
+    /// `sft.jsonl` (prompt and chosen) for [`Split::Sft`] and `pairs.jsonl` (prompt, chosen, rejected) for every other split. Paths in the rows are
     /// relative to the folder, which is made if need be.
     ///
     /// # Errors
@@ -39,7 +39,7 @@ impl Scenes {
                 .hint("name another folder, or empty this one"));
         }
         std::fs::create_dir(&images).map_err(|error| Error::io("create", &images, &error))?;
-        let artwork = Artwork::twemoji()?;
+        let artwork = Artwork::of(self.split.style())?;
         let rows_name = if self.split == Split::Sft { "sft.jsonl" } else { "pairs.jsonl" };
         let (mut objects, mut rows) = (Lines::create(folder, "objects.jsonl")?, Lines::create(folder, rows_name)?);
         for index in 0..self.count {
@@ -49,7 +49,8 @@ impl Scenes {
             let saved = scene.draw(&artwork).save(&path);
             saved.map_err(|error| Error::at(path.display(), format!("cannot write: {error}")))?;
             let names: Vec<&str> = scene.objects().iter().map(|object| object.name()).collect();
-            objects.add(&json!({"image": image, "objects": names}))?;
+            objects
+                .add(&json!({"id": format!("{index:06}"), "image": image, "objects": names, "question": QUESTION}))?;
             rows.add(&self.row(&scene, &image))?;
         }
         objects.finish()?;

@@ -212,6 +212,7 @@ fn free_place(object: Object, taken: &[Placed], rng: &mut impl Rng) -> Placed {
 mod tests {
     use super::*;
     use crate::address::Split;
+    use crate::artwork::Style;
 
     fn scenes(split: Split, count: u64) -> impl Iterator<Item = Scene> {
         (0..count).map(move |index| Scene::at(Address { seed: 7, split, index }))
@@ -219,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_scene_is_a_function_of_its_address() {
-        let artwork = Artwork::twemoji().unwrap();
+        let artwork = Artwork::of(Style::Twemoji).unwrap();
         let address = Address { seed: 1, split: Split::Sft, index: 3 };
         let picture = |address| Scene::at(address).draw(&artwork);
         assert_eq!(Scene::at(address), Scene::at(address));
@@ -272,7 +273,7 @@ mod tests {
 
     #[test]
     fn an_object_is_drawn_where_its_place_says() {
-        let artwork = Artwork::twemoji().unwrap();
+        let artwork = Artwork::of(Style::Twemoji).unwrap();
         for scene in scenes(Split::Mixed, 50) {
             for place in &scene.placed {
                 let drawn = artwork.fragments(place.object, place.centre, place.side, place.angle, CANVAS);

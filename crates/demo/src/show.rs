@@ -1,82 +1,109 @@
-//! The whole example: draw scenes, train the small checkpoint on them with mDPO, measure before and after on scenes it never saw.
+//! The whole example: draw scenes, train the small checkpoint on them with DPO, DPO without images and mDPO, and measure all of them on
+//! scenes that they never saw: with the prior broken, mixed and intact, and in artwork that they were not trained on.
+//!
+//! The folder holds `model`, `pairs` (what is trained on), a folder for each held-out set, and for every run its `output_dir` with
+//! `evaluations/step-N/SET`; `base/evaluations/step-0` is the checkpoint. `results.json` has every figure of the table, `report.html` shows them.
 
 use crate::address::Split;
 use crate::captions::Pairing;
 use crate::checkpoint;
 use crate::dataset::Scenes;
+use crate::examine::{Candidate, HeldOut, LogProbs};
+use crate::experiment::{Experiment, Method, beta};
+use crate::table::{self, Line};
 use mdpo::config::Run;
-use mdpo::data::{ImageSource, Prompt};
-use mdpo::eval::{Generation, Request, Sampling};
-use mdpo::model::Model;
-use mdpo::model::load::Plan;
-use mdpo::train::{self, Inputs, ReferenceRow, Talk};
-use mdpo::{Error, Result, weights};
+use mdpo::train::{self, Talk};
+use mdpo::{Error, Result};
+use mdpo_measure::Figures;
+use mdpo_measure::benchmark::Scored;
+use mdpo_measure::report::{Additions, Report, Source};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// The recipe that is run, as committed.
-pub const RECIPE: &str = include_str!("../recipe.yaml");
-
-/// Pairs that are trained on, and held-out ones.
-const PAIRS: u64 = 600;
-const HELD_OUT: u64 = 150;
-/// Held-out scenes that are described in words, before and after.
+/// The held-out sets, the first of which gives the curve over training; and what each is called.
+const SETS: [(Split, &str); 4] = [
+    (Split::Broken, "no partner with its anchor"),
+    (Split::Mixed, "partner half of the time"),
+    (Split::Intact, "partner always"),
+    (Split::Unseen, "other artwork, half"),
+];
+/// Held-out pairs, whose scenes are the first of the mixed set.
+const PAIRS: &str = "mixed/pairs.jsonl";
+/// Held-out scenes that are described in words.
 const TOLD: usize = 3;
+/// Held-out scenes in the gallery of the report.
+const EXAMPLES: usize = 24;
 
-/// What held-out pairs show of a model, with and without the adapter.
-#[derive(Debug, Clone, Copy)]
-struct Measures {
-    /// Share of pairs whose true caption is likelier than the false one.
-    text: f64,
-    /// Share of pairs whose true caption is likelier under the true picture than under the crop.
-    image: f64,
-    /// By how many nats it is, on average.
-    gap: f64,
-}
-
-/// Runs the example in `folder`, where what an earlier one wrote is replaced.
-pub fn run(folder: &Path) -> Result<()> {
+/// Runs the example in `folder`, where what an earlier one wrote is replaced, and prints what came out.
+///
+/// # Errors
+/// The folder cannot be written; the experiment has no valid recipe.
+pub fn run(folder: &Path, experiment: &Experiment) -> Result<()> {
     let began = Instant::now();
-    let place = |name: &str| folder.join(name);
-    for name in ["model", "pairs", "held_out", "mdpo"] {
-        clear(&place(name))?;
-    }
-    eprintln!("drawing {PAIRS} scenes to train on and {HELD_OUT} held-out ones into {}", folder.display());
-    checkpoint::write_trained(&place("model"))?;
-    let scenes = |split, count| Scenes { seed: 0, split, count, pairing: Pairing::Balanced };
-    scenes(Split::Pairs, PAIRS).write(&place("pairs"))?;
-    scenes(Split::Mixed, HELD_OUT).write(&place("held_out"))?;
+    let recipes = prepare(folder, experiment)?;
+    let bench = Bench::open(folder)?;
 
-    let run = recipe(&place("model"), &place("pairs/pairs.jsonl"), &place("mdpo"))?;
-    let outcome = train::train(&run, Talk::Aloud)?;
-    if outcome.interrupted {
-        return Ok(());
+    let mut lines = Vec::new();
+    let mut told: Vec<(String, Scored)> = Vec::new();
+    let mut keep = |title: String, mut examined: Examined| {
+        told.push((title.clone(), examined.scenes.swap_remove(0)));
+        lines.push(Line { title, ..examined.line });
+    };
+    keep("base".to_owned(), bench.base()?);
+    for (method, run) in recipes {
+        let title = experiment.title(method);
+        eprintln!("\n{title}");
+        let outcome = train::train(&run, Talk::Aloud)?;
+        if outcome.interrupted {
+            return Ok(());
+        }
+        keep(title, bench.run(method, outcome.steps.0)?);
     }
-    let held_out = recipe(&place("model"), &place("held_out/pairs.jsonl"), &place("mdpo"))?;
-    let adapter = place("mdpo");
-    let (before, after) = (measure(&held_out, None)?, measure(&held_out, Some(&adapter))?);
+    // The checkpoint is where every curve starts.
+    let start = (0, lines[0].scenes[0].clone());
+    lines.iter_mut().skip(1).for_each(|line| line.curve.insert(0, start.clone()));
 
-    println!("\nWhat mDPO taught it, on {HELD_OUT} held-out scenes");
-    println!("{:<58}{:>8}{:>8}", "", "before", "after");
-    let row = |name: &str, before: f64, after: f64| println!("{name:<58}{before:>8.3}{after:>8.3}");
-    row("true caption likelier than the false one (share)", before.text, after.text);
-    row("true caption likelier under the picture than a crop (share)", before.image, after.image);
-    row("  by how many nats", before.gap, after.gap);
-    println!();
-    tell(&held_out, &adapter, &place("held_out"))?;
-    println!("data     {}", place("pairs/pairs.jsonl").display());
-    println!("model    {}", place("model").display());
-    println!("adapter  {} (loads with peft)", adapter.display());
-    println!("recipe   {} (mdpo train RECIPE key=value …)", adapter.join("mdpo_recipe.yaml").display());
+    let headings = SETS.map(|(_, heading)| heading.to_owned());
+    let pairs = format!("{} held-out pairs", lines[0].pairs.answers);
+    println!("\n{} held-out scenes of each kind, percent with 95 % bootstrap intervals\n", experiment.scenes);
+    print!("{}", table::table(&headings, &pairs, &lines));
+    println!("as training goes, on the scenes with no partner\n{}", table::curves(&lines));
+    tell(&told);
+    let results = folder.join("results.json");
+    write(&results, format!("{:#}\n", table::data(&SETS.map(|(split, _)| split.name()), &lines)).as_bytes())?;
+    let report = folder.join("report.html");
+    write(&report, page(folder, experiment)?.as_bytes())?;
+
+    println!("pairs    {}", folder.join("pairs/pairs.jsonl").display());
+    println!("model    {}", folder.join("model").display());
+    for method in &experiment.methods {
+        println!("adapter  {} (loads with peft; its recipe is in it)", folder.join(method.folder()).display());
+    }
+    println!("figures  {}", results.display());
+    println!("report   {}", report.display());
     let seconds = began.elapsed().as_secs();
     println!("in {}:{:02} minutes", seconds / 60, seconds % 60);
     Ok(())
 }
 
-fn recipe(model: &Path, rows: &Path, output: &Path) -> Result<Run> {
-    let set = |key: &str, path: &Path| format!("{key}={}", path.display());
-    let overrides = [set("model_name_or_path", model), set("dataset_name", rows), set("output_dir", output)];
-    Run::from_yaml(RECIPE, "crates/demo/recipe.yaml", &overrides)?.resolve()
+/// Writes the checkpoint and all scenes, and reads what is to be trained.
+fn prepare(folder: &Path, experiment: &Experiment) -> Result<Vec<(Method, Run)>> {
+    for name in ["model", "pairs", "base"] {
+        clear(&folder.join(name))?;
+    }
+    SETS.iter().try_for_each(|(split, _)| clear(&folder.join(split.name())))?;
+    Method::ALL.iter().try_for_each(|method| clear(&folder.join(method.folder())))?;
+    checkpoint::write_trained(&folder.join("model"))?;
+    eprintln!("drawing {} scenes to train on and {} held-out ones of each kind", experiment.pairs, experiment.scenes);
+    let Experiment { seed, pairs, pairing, scenes, .. } = *experiment;
+    Scenes { seed, split: Split::Pairs, count: pairs, pairing }.write(&folder.join("pairs"))?;
+    for (split, _) in SETS {
+        // Held-out scenes are those of seed 0 and balanced pairs, whatever is trained on.
+        let held_out = Scenes { seed: 0, split, count: scenes, pairing: Pairing::Balanced };
+        held_out.write(&folder.join(split.name()))?;
+    }
+    // A recipe that is not valid is told before anything takes long.
+    experiment.methods.iter().map(|&method| Ok((method, experiment.recipe(method, folder)?))).collect()
 }
 
 fn clear(folder: &Path) -> Result<()> {
@@ -86,65 +113,116 @@ fn clear(folder: &Path) -> Result<()> {
     }
 }
 
-fn measure(run: &Run, adapter: Option<&Path>) -> Result<Measures> {
-    let mut rows: Vec<ReferenceRow> = Vec::new();
-    train::reference(run, adapter, |row| {
-        rows.push(row);
-        Ok(())
-    })?;
-    let share = |counts: &dyn Fn(&ReferenceRow) -> bool| {
-        rows.iter().filter(|row| counts(row)).count() as f64 / rows.len().max(1) as f64
-    };
-    let gap = |row: &ReferenceRow| Some(row.chosen? - row.corrupted?);
-    Ok(Measures {
-        text: share(&|row| row.chosen.zip(row.rejected).is_some_and(|(chosen, rejected)| chosen > rejected)),
-        image: share(&|row| gap(row).is_some_and(|gap| gap > 0.0)),
-        gap: rows.iter().filter_map(gap).sum::<f64>() / rows.len().max(1) as f64,
-    })
+fn write(path: &Path, content: &[u8]) -> Result<()> {
+    std::fs::write(path, content).map_err(|error| Error::io("write", path, &error))
 }
 
-/// Prints what the model says of a few held-out scenes, before and after.
-fn tell(run: &Run, adapter: &Path, scenes: &Path) -> Result<()> {
-    let inputs = Inputs::open(run, train::PictureCheck::Header)?;
-    let device = train::device(run.model.device)?;
-    let load = |adapter: Option<&Path>| -> Result<Model> {
-        let adapter = adapter.map(weights::lora::read).transpose()?;
-        Model::load(&run.model.path, train::kind(run.model.dtype), device, Plan::Frozen { adapter })
-    };
-    let (base, tuned) = (load(None)?, load(Some(adapter))?);
-    for example in inputs.examples.iter().take(TOLD) {
-        let Some(ImageSource::Path(picture)) = example.images.first() else { continue };
-        let name = picture.strip_prefix(scenes).unwrap_or(picture);
-        println!("{}", PathBuf::from("held_out").join(name).display());
-        for (when, model) in [("before", &base), ("after", &tuned)] {
-            println!("  {when:<7} {}", answer(&inputs, model, &example.prompt, picture)?);
+/// The page about all of it, as `mdpo report` writes it: curves, figures, and what each model said of some pictures.
+fn page(folder: &Path, experiment: &Experiment) -> Result<String> {
+    let base = folder.join("base/evaluations/step-0");
+    let sets = SETS.iter().map(|(split, _)| split.name()).chain(["pairs"]);
+    let mut sources: Vec<Source> =
+        sets.map(|set| Source { name: Some("base".to_owned()), path: base.join(set) }).collect();
+    sources.extend(experiment.methods.iter().map(|&method| {
+        let name = Some(experiment.title(method));
+        Source { name, path: folder.join(method.folder()) }
+    }));
+    Ok(Report::read(&sources, EXAMPLES)?.render(&Additions::default())?.html)
+}
+
+/// What every model is measured on.
+struct Bench {
+    folder: PathBuf,
+    sets: Vec<HeldOut>,
+    pairs: Run,
+    of_checkpoint: Vec<LogProbs>,
+}
+
+/// A model's figures, and of each set its rows.
+struct Examined {
+    line: Line,
+    scenes: Vec<Scored>,
+}
+
+impl Bench {
+    fn open(folder: &Path) -> Result<Self> {
+        let open = |(split, _): (Split, &'static str)| HeldOut::open(&folder.join(split.name()), split.name());
+        let pairs = Experiment::measuring(&folder.join(PAIRS), folder)?;
+        let mut bench = Self {
+            folder: folder.to_owned(),
+            sets: SETS.into_iter().map(open).collect::<Result<_>>()?,
+            pairs,
+            of_checkpoint: Vec::new(),
+        };
+        eprintln!("measuring the checkpoint");
+        bench.of_checkpoint = bench.candidate(None).log_probs(&bench.pairs)?;
+        Ok(bench)
+    }
+
+    fn candidate(&self, adapter: Option<PathBuf>) -> Candidate {
+        Candidate { model: self.folder.join("model"), adapter }
+    }
+
+    fn base(&self) -> Result<Examined> {
+        self.examine(&self.candidate(None), &self.folder.join("base/evaluations/step-0"))
+    }
+
+    /// The trained model on everything, its checkpoints on the first set.
+    fn run(&self, method: Method, steps: usize) -> Result<Examined> {
+        let run = self.folder.join(method.folder());
+        let at = |step: usize| run.join("evaluations").join(format!("step-{step}"));
+        let mut curve = Vec::new();
+        for step in saved(&run)?.into_iter().filter(|step| *step < steps) {
+            let candidate = self.candidate(Some(run.join(format!("checkpoint-{step}"))));
+            curve.push((step, self.describe(&candidate, &self.sets[0], &at(step))?.figures));
         }
-        println!("  true    {}", text(&example.answers[0].response));
+        let mut examined = self.examine(&self.candidate(Some(run.clone())), &at(steps))?;
+        curve.push((steps, examined.line.scenes[0].clone()));
+        examined.line.curve = curve;
+        Ok(examined)
+    }
+
+    fn describe(&self, candidate: &Candidate, held_out: &HeldOut, evaluation: &Path) -> Result<Scored> {
+        candidate.describe(held_out, &evaluation.join(held_out.name))
+    }
+
+    fn examine(&self, candidate: &Candidate, evaluation: &Path) -> Result<Examined> {
+        let scenes: Vec<Scored> =
+            self.sets.iter().map(|set| self.describe(candidate, set, evaluation)).collect::<Result<_>>()?;
+        let own = match &candidate.adapter {
+            None => self.of_checkpoint.clone(),
+            Some(_) => candidate.log_probs(&self.pairs)?,
+        };
+        let pairs = candidate.prefer(&own, &self.of_checkpoint, beta(&self.pairs)?, &evaluation.join("pairs"))?;
+        let figures: Vec<Figures> = scenes.iter().map(|scored| scored.figures.clone()).collect();
+        let line = Line { title: String::new(), scenes: figures, pairs, curve: Vec::new() };
+        Ok(Examined { line, scenes })
+    }
+}
+
+/// The steps at which a run saved itself.
+fn saved(run: &Path) -> Result<Vec<usize>> {
+    let entries = std::fs::read_dir(run).map_err(|error| Error::io("read", run, &error))?;
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let mut steps: Vec<usize> = names.filter_map(|name| name.strip_prefix("checkpoint-")?.parse().ok()).collect();
+    steps.sort_unstable();
+    Ok(steps)
+}
+
+/// Prints what each model says of the first scenes of which the checkpoint invents something.
+fn tell(told: &[(String, Scored)]) {
+    let Some((_, base)) = told.first() else { return };
+    let invents = |&place: &usize| base.rows[place].hallucinated.iter().any(|words| !words.is_empty());
+    for place in (0..base.rows.len()).filter(invents).take(TOLD) {
+        if let Some(image) = &base.rows[place].image {
+            println!("{}", image.display());
+        }
+        for (title, scored) in told {
+            let row = &scored.rows[place];
+            let invented = row.hallucinated.iter().flatten().cloned().collect::<Vec<_>>().join(", ");
+            let note = if invented.is_empty() { String::new() } else { format!("   invented: {invented}") };
+            println!("  {title:<20}{}{note}", row.answer);
+        }
     }
     println!();
-    Ok(())
-}
-
-fn text(response: &mdpo::data::Response) -> String {
-    match response {
-        mdpo::data::Response::Text(text) => text.clone(),
-        mdpo::data::Response::Messages(messages) => {
-            let parts = messages.iter().flat_map(|message| &message.content);
-            let said = parts.filter_map(|part| match part {
-                mdpo::data::Part::Text(text) => Some(text.as_str()),
-                mdpo::data::Part::Image => None,
-            });
-            said.collect()
-        }
-    }
-}
-
-fn answer(inputs: &Inputs, model: &Model, prompt: &Prompt, picture: &Path) -> Result<String> {
-    let prompt = inputs.encoder.prompt_only(prompt, 1)?;
-    let decoded = train::picture(&ImageSource::Path(picture.to_owned()))?;
-    let images: Vec<_> = inputs.processor.iter().map(|processor| processor.process(&decoded)).collect();
-    let stop = inputs.encoder.eos_ids();
-    let request = Request { prompt: &prompt, images: &images, sampling: Sampling::Greedy, max_new_tokens: 40, stop };
-    let ids = Generation::start(model, request)?.collect::<Result<Vec<u32>>>()?;
-    Ok(inputs.encoder.tokenizer().decode(&ids)?.trim().to_owned())
 }

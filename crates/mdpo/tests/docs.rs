@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const DOCUMENTS: [&str; 16] = [
+const DOCUMENTS: [&str; 17] = [
     "README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
@@ -22,6 +22,7 @@ const DOCUMENTS: [&str; 16] = [
     "docs/ranks.md",
     "docs/recipes.md",
     "docs/report.md",
+    "docs/results.md",
     "parity/README.md",
     "crates/demo/README.md",
 ];

@@ -192,7 +192,11 @@ mod tests {
         let at = |seconds: f64| UNIX_EPOCH + Duration::from_secs_f64(seconds);
         let mut writer = EventWriter::create(&folder.path().join("runs"), at(1_700_000_000.25), 299).expect("made");
         writer
-            .scalars(at(1_700_000_001.5), 300, [("train/loss", 0.693_147_18), ("train/rewards/chosen", -1.5e-7)])
+            .scalars(
+                at(1_700_000_001.5),
+                300,
+                [("train/loss", std::f64::consts::LN_2), ("train/rewards/chosen", -1.5e-7)],
+            )
             .expect("written");
         writer.scalars(at(1_700_000_002.0), 70_000, [("eval/loss", 2.0), ("train/größe", 0.0)]).expect("written");
         assert_eq!(written(&folder.path().join("runs")), EXPECTED);

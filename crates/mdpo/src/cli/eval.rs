@@ -118,10 +118,10 @@ enum Measured {
 
 /// The names of the benchmarks, as clap shows and reads them.
 fn measured() -> impl TypedValueParser<Value = Measured> {
-    let names = Benchmark::ALL.map(Benchmark::name).into_iter().chain([mmhal::NAME, eval::preferences::NAME]);
+    let names = Benchmark::ALL.map(Benchmark::name).into_iter().chain([mmhal::NAME, train::preferences::NAME]);
     PossibleValuesParser::new(names).try_map(|name| match name.as_str() {
         mmhal::NAME => Ok(Measured::Mmhal),
-        eval::preferences::NAME => Ok(Measured::Preferences),
+        train::preferences::NAME => Ok(Measured::Preferences),
         name => Benchmark::of_name(name).map(Measured::Rule).map_err(|error| error.to_string()),
     })
 }
@@ -234,7 +234,7 @@ impl Eval {
         keys.extend(kinds.map(|(name, _)| format!("dtype={name}")));
         keys.extend(self.set.iter().cloned());
         let run = config::Run::from_yaml("loss_type: mdpo\n", "mdpo eval", &keys)?.resolve()?;
-        let scored = eval::preferences(&run, self.adapter.as_deref(), self.bootstrap())?;
+        let scored = train::preferences(&run, self.adapter.as_deref(), self.bootstrap())?;
         if let Some(folder) = &self.output {
             scored.write(folder)?;
         }

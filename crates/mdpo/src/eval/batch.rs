@@ -143,7 +143,7 @@ pub(super) struct Draft {
 #[derive(Debug)]
 enum Course {
     Greedy,
-    Sample { random: ChaCha8Rng, temperature: f64, top_p: f64, top_k: usize },
+    Sample { random: Box<ChaCha8Rng>, temperature: f64, top_p: f64, top_k: usize },
     Beams(BeamSearch),
 }
 
@@ -191,7 +191,7 @@ impl<'a> Batch<'a> {
         let course = match self.settings.decoding {
             Decoding::Sampling(Sampling::Greedy) => Course::Greedy,
             Decoding::Sampling(Sampling::Sample { temperature, top_p, top_k, seed }) => {
-                let random = Address { seed, epoch: 0, example: number }.rng("sample");
+                let random = Box::new(Address { seed, epoch: 0, example: number }.rng("sample"));
                 Course::Sample { random, temperature, top_p, top_k }
             }
             Decoding::Beams(beams) => Course::Beams(BeamSearch::new(beams, room.0)),

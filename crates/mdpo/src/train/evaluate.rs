@@ -253,8 +253,7 @@ impl Evaluator {
             &|example| example.pairs.iter().any(|pair| pair.chosen.is_some()),
             &|example| example.pairs.iter().any(|pair| pair.rejected.is_some()),
         ];
-        let mut rows: Vec<usize> =
-            kinds.iter().filter_map(|kind| inputs.examples.iter().position(|example| kind(example))).collect();
+        let mut rows: Vec<usize> = kinds.iter().filter_map(|kind| inputs.examples.iter().position(kind)).collect();
         rows.push(inputs.report.longest.1);
         rows.sort_unstable();
         rows.dedup();

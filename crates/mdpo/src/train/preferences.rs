@@ -5,10 +5,10 @@
 //! as in training, at the first epoch's addresses, so that two models are asked about the same pictures. With an adapter both questions are also asked
 //! of the log-ratio to the model without it, which is the implicit reward over β.
 
+use super::{Inputs, PictureCheck, ReferenceRow, reference};
 use crate::Result;
 use crate::config::Run;
 use crate::data::{Answer, Example, ImageSource, Message, Part, Prompt, Response};
-use crate::train::{Inputs, PictureCheck, ReferenceRow, reference};
 use mdpo_measure::benchmark::{Row, Scored};
 use mdpo_measure::interval::{Bootstrap, Formula, Measure, Tally};
 use mdpo_measure::{Better, Figures};
