@@ -16,7 +16,7 @@ use mdpo::train::{self, Talk};
 use mdpo::{Error, Result};
 use mdpo_measure::Figures;
 use mdpo_measure::benchmark::Scored;
-use mdpo_measure::report::{Additions, Report, Source};
+use mdpo_measure::report::Source;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -127,7 +127,7 @@ fn page(folder: &Path, experiment: &Experiment) -> Result<String> {
         let name = Some(experiment.title(method));
         Source { name, path: folder.join(method.folder()) }
     }));
-    Ok(Report::read(&sources, EXAMPLES)?.render(&Additions::default())?.html)
+    Ok(mdpo::report::page(&sources, EXAMPLES)?.html)
 }
 
 /// What every model is measured on.

@@ -20,6 +20,7 @@ pub mod optim;
 pub mod checkpoint;
 pub mod eval;
 pub mod train;
+pub mod report;
 pub mod cli;
 
 pub use error::{Error, Result};

@@ -22,7 +22,7 @@ pub(super) struct Eval {
     /// The checkpoint that answers: a folder, or a repository in the local Hugging Face cache
     model: Option<String>,
     /// Apply this PEFT adapter
-    #[arg(long, requires = "model")]
+    #[arg(long, requires = "model", conflicts_with = "answers")]
     adapter: Option<PathBuf>,
     /// What is measured
     #[arg(long, value_name = "NAME", value_parser = measured())]
@@ -57,15 +57,15 @@ pub(super) struct Eval {
     /// How often the questions are drawn anew for the intervals
     #[arg(long, default_value_t = 2_000)]
     resamples: usize,
-    /// The most tokens of an answer
-    #[arg(long, default_value_t = 512, requires = "model")]
-    max_new_tokens: usize,
+    /// The most tokens of an answer [default: 512]
+    #[arg(long, requires = "model")]
+    max_new_tokens: Option<usize>,
     /// How many questions are answered at once
     #[arg(long, default_value_t = 16, requires = "model")]
     batch_size: usize,
-    /// Search with so many beams; 1 takes the likeliest token each time
-    #[arg(long, default_value_t = 1, requires = "model")]
-    num_beams: usize,
+    /// Search with so many beams; 1 takes the likeliest token each time [default: 1]
+    #[arg(long, requires = "model")]
+    num_beams: Option<usize>,
     /// Precision of weights and activations [default: the checkpoint's own]
     #[arg(long, requires = "model", value_parser = PossibleValuesParser::new(DTYPES.map(|(name, _)| name)).map(|name| dtype(&name)))]
     dtype: Option<Kind>,
@@ -101,8 +101,8 @@ struct JudgeArguments {
     #[arg(long, value_name = "FILE", requires = "judge_url")]
     judge_prompt: Option<PathBuf>,
     /// What a million tokens of prompts and of answers cost, as `2.5,10`, to have the cost told
-    #[arg(long, value_name = "PROMPT,ANSWER", requires = "judge_url", value_delimiter = ',', num_args = 2)]
-    judge_price: Vec<f64>,
+    #[arg(long, value_name = "PROMPT,ANSWER", requires = "judge_url", value_parser = price)]
+    judge_price: Option<Price>,
 }
 
 /// What can be measured.
@@ -114,6 +114,16 @@ enum Measured {
     Mmhal,
     /// Which of two answers is likelier.
     Preferences,
+}
+
+impl Measured {
+    fn name(self) -> &'static str {
+        match self {
+            Measured::Rule(benchmark) => benchmark.name(),
+            Measured::Mmhal => mmhal::NAME,
+            Measured::Preferences => train::preferences::NAME,
+        }
+    }
 }
 
 /// The names of the benchmarks, as clap shows and reads them.
@@ -129,6 +139,7 @@ fn measured() -> impl TypedValueParser<Value = Measured> {
 impl Eval {
     pub fn run(&self) -> Done {
         self.check_settings()?;
+        self.check_output()?;
         match self.benchmark {
             Measured::Rule(benchmark) => self.by_rule(benchmark),
             Measured::Mmhal => self.by_judge(),
@@ -140,16 +151,27 @@ impl Eval {
     fn check_settings(&self) -> Result<()> {
         let is = |measured: &[Measured]| measured.contains(&self.benchmark);
         let rule = !is(&[Measured::Mmhal, Measured::Preferences]);
+        if self.batch_size == 0 {
+            return Err(Error::at("`--batch-size`", "expected at least 1, found 0"));
+        }
+        let by_table = is(&[Measured::Rule(Benchmark::Chair), Measured::Rule(Benchmark::Objects)]);
+        let answers = !is(&[Measured::Preferences]);
         let given = [
             ("--set", !self.set.is_empty(), is(&[Measured::Preferences]), "`preferences`"),
             ("--judge-url", self.judge.judge_url.is_some(), is(&[Measured::Mmhal]), "`mmhal`"),
-            ("--synonyms", self.synonyms.is_some(), rule, "`chair` and `objects`"),
+            ("--synonyms", self.synonyms.is_some(), by_table, "`chair` and `objects`"),
             ("--images", self.images.is_some(), rule, "benchmarks that a rule scores"),
             ("--limit", self.limit.is_some(), rule, "benchmarks that a rule scores"),
             ("--allow-missing", self.allow_missing, rule, "benchmarks that a rule scores"),
             ("--questions", self.questions.is_some(), rule, "benchmarks that a rule scores"),
-            ("--answers", self.answers.is_some(), !is(&[Measured::Preferences]), "benchmarks with questions"),
+            ("--answers", self.answers.is_some(), answers, "benchmarks with questions"),
+            ("--num-beams", self.num_beams.is_some(), answers, "benchmarks with questions"),
+            ("--max-new-tokens", self.max_new_tokens.is_some(), answers, "benchmarks with questions"),
         ];
+        if self.set.iter().any(|set| set.starts_with("loss_type")) {
+            let problem = Error::at("`--set`", "`loss_type` changes nothing about which of two answers is likelier");
+            return Err(problem.hint("leave it out"));
+        }
         let idle = given.into_iter().filter(|(_, given, has_effect, _)| *given && !has_effect);
         Error::all(
             idle.map(|(name, _, _, whose)| {
@@ -157,6 +179,27 @@ impl Eval {
             })
             .collect(),
         )
+    }
+
+    /// That nothing of another evaluation, or of a training run, would be written over.
+    fn check_output(&self) -> Result<()> {
+        let Some(folder) = &self.output else { return Ok(()) };
+        let hint = "choose another folder, or remove that one";
+        if folder.join("trainer_state.json").is_file() {
+            return Err(Error::at(folder.display(), "`--output` is the folder of a training run").hint(hint));
+        }
+        let Ok(text) = std::fs::read_to_string(folder.join("metrics.json")) else { return Ok(()) };
+        let Ok(before) = serde_json::from_str::<Figures>(&text) else { return Ok(()) };
+        let adapter = self.adapter.as_ref().map(|adapter| adapter.display().to_string());
+        let answers = self.answers.as_ref().map(|answers| answers.display().to_string());
+        let who = self.model.clone().or(answers).unwrap_or_default();
+        let same = before.benchmark == self.benchmark.name() && before.model == who && before.adapter == adapter;
+        if same {
+            return Ok(());
+        }
+        let by = before.adapter.map(|adapter| format!(" with `{adapter}`")).unwrap_or_default();
+        let what = format!("`--output` holds an evaluation of `{}`{by} on `{}`", before.model, before.benchmark);
+        Err(Error::at(folder.display(), what).hint(hint))
     }
 
     fn by_rule(&self, benchmark: Benchmark) -> Done {
@@ -183,7 +226,7 @@ impl Eval {
         if let Some(folder) = &self.output {
             scored.write(folder)?;
         }
-        super::print(table(&scored.figures, asked))?;
+        super::print(table(&scored.figures, &of_questions(&scored.figures, asked)))?;
         Ok(ExitCode::SUCCESS)
     }
 
@@ -203,13 +246,18 @@ impl Eval {
         )?;
         let answered = mmhal::match_answers(&items, answers.iter(), answers.source())?;
         let options = mmhal::Options { prompt, bootstrap: self.bootstrap(), ..mmhal::Options::default() };
+        eprintln!(
+            "{} answers go to the judge, {} at a time; one that it does not grade within two minutes is sent again",
+            answered.len(),
+            self.judge.judge_concurrency
+        );
         let mut scored = mmhal::score(&answered, answers.source(), &judge, &options)?;
         self.sign(&mut scored.figures);
         if let Some(folder) = &self.output {
             scored.write(folder)?;
         }
-        super::print(table(&scored.figures, items.len()))?;
-        super::print(spent(&judge, scored.ungraded.len()))?;
+        super::print(table(&scored.figures, &of_questions(&scored.figures, items.len())))?;
+        super::print(spent(&judge, &scored))?;
         let failed = |(id, error): (String, Error)| Error::at(format!("question `{id}`"), error);
         Error::all(scored.failed.into_iter().map(failed).collect())?;
         Ok(ExitCode::SUCCESS)
@@ -220,10 +268,11 @@ impl Eval {
             return Err(Error::at("mdpo eval", "no model whose log-probs could be asked for").hint("name a checkpoint"));
         };
         let output = self.output.as_deref().unwrap_or(Path::new("."));
+        let quoted = |text: &dyn std::fmt::Display| serde_json::Value::from(text.to_string());
         let mut keys = vec![
-            format!("model_name_or_path={model}"),
-            format!("dataset_name={}", self.data.display()),
-            format!("output_dir={}", output.display()),
+            format!("model_name_or_path={}", quoted(model)),
+            format!("dataset_name={}", quoted(&self.data.display())),
+            format!("output_dir={}", quoted(&output.display())),
             format!("seed={}", self.seed),
             format!("per_device_train_batch_size={}", self.batch_size),
         ];
@@ -233,12 +282,19 @@ impl Eval {
         let kinds = DTYPES.iter().filter(|(_, kind)| Some(*kind) == self.dtype);
         keys.extend(kinds.map(|(name, _)| format!("dtype={name}")));
         keys.extend(self.set.iter().cloned());
-        let run = config::Run::from_yaml("loss_type: mdpo\n", "mdpo eval", &keys)?.resolve()?;
+        let read = |loss: &str| config::Run::from_yaml(&format!("loss_type: {loss}\n"), "mdpo eval", &keys)?.resolve();
+        let mut run = read("mdpo")?;
+        if !train::shows_images(&run)? {
+            run = read("dpo")?;
+        }
         let scored = train::preferences(&run, self.adapter.as_deref(), self.bootstrap())?;
         if let Some(folder) = &self.output {
             scored.write(folder)?;
         }
-        super::print(table(&scored.figures, scored.rows.len()))?;
+        super::print(table(
+            &scored.figures,
+            &format!("{} pairs; shares in percent, margins in nats, 95 % interval over rows", scored.rows.len()),
+        ))?;
         Ok(ExitCode::SUCCESS)
     }
 
@@ -272,7 +328,7 @@ impl Eval {
                 return Err(problem.hint("name a checkpoint, or a file of answers with `--answers`"));
             }
         };
-        let decoding = Decoding::new(Sampling::Greedy, self.num_beams, Search::default())?;
+        let decoding = Decoding::new(Sampling::Greedy, self.num_beams.unwrap_or(1), Search::default())?;
         let device = train::device(self.device)?;
         check()?;
         let answerer = Answerer {
@@ -281,7 +337,7 @@ impl Eval {
             kind: self.dtype,
             device,
             decoding,
-            max_new_tokens: self.max_new_tokens,
+            max_new_tokens: self.max_new_tokens.unwrap_or(512),
             batch_size: self.batch_size,
         };
         let questions: Vec<data::Question> =
@@ -299,22 +355,27 @@ impl JudgeArguments {
             let problem = Error::at("mdpo eval", "`mmhal` needs a judge");
             return Err(problem.hint("give `--judge-url` and `--judge-model`; docs/judge.md says which services fit"));
         };
-        let price = match self.judge_price.as_slice() {
-            [prompt, completion] => Some(Price { prompt: *prompt, completion: *completion }),
-            _ => None,
-        };
         Judge::open(JudgeSettings {
             key_env: self.judge_key_env.clone(),
             concurrency: self.judge_concurrency,
             cache: self.judge_cache.clone(),
-            price,
+            price: self.judge_price,
             ..JudgeSettings::new(url, model)
         })
     }
 }
 
+/// Two numbers of money.
+fn price(text: &str) -> std::result::Result<Price, String> {
+    let numbers: Vec<f64> = text.split(',').filter_map(|number| number.trim().parse().ok()).collect();
+    match numbers.as_slice() {
+        [prompt, completion] => Ok(Price { prompt: *prompt, completion: *completion }),
+        _ => Err("expected two numbers with a comma between them, as `2.5,10`".to_owned()),
+    }
+}
+
 /// What the judge was asked and what it cost.
-fn spent(judge: &Judge, ungraded: usize) -> String {
+fn spent(judge: &Judge, scored: &mmhal::Scored) -> String {
     let spent = judge.spent();
     let mut text = format!(
         "judge: {} answers, {} of them kept from before, {} retries, {} failed; {} tokens of prompts, {} of answers",
@@ -331,8 +392,15 @@ fn spent(judge: &Judge, ungraded: usize) -> String {
     if spent.unmetered > 0 {
         text += &format!("; {} answers came without a count of tokens", spent.unmetered);
     }
-    if ungraded > 0 {
-        text += &format!("\n{ungraded} verdicts name no grade or several, and score 0 by the authors' rule");
+    if !scored.ungraded.is_empty() {
+        let (count, ids) = (scored.ungraded.len(), scored.ungraded.iter().take(8).map(|(id, _)| id.as_str()));
+        let ids = ids.collect::<Vec<_>>().join(", ");
+        let more = if count > 8 { ", …" } else { "" };
+        let cut = scored.ungraded.iter().filter(|(_, why)| *why == mmhal::Ungraded::Cut).count();
+        text += &format!("\n{count} verdicts name no grade or several, and score 0 by the authors' rule: {ids}{more}");
+        if cut > 0 {
+            text += &format!(" ({cut} of them were cut off)");
+        }
     }
     text + "\n"
 }
@@ -349,27 +417,32 @@ fn write_questions(path: &Path, questions: &[Question]) -> Result<()> {
     })
 }
 
-/// The figures with their intervals, as they are printed.
-fn table(figures: &Figures, questions: usize) -> String {
+/// What the figures are over.
+fn of_questions(figures: &Figures, questions: usize) -> String {
+    match figures.answers {
+        all if all == questions => format!("{all} questions; shares in percent, 95 % interval over questions"),
+        some => format!(
+            "{some} of {questions} questions, the others have no answer; shares in percent, 95 % interval over questions"
+        ),
+    }
+}
+
+/// The figures with their intervals, as they are printed below what they are `over`; small ones with a digit more.
+fn table(figures: &Figures, over: &str) -> String {
     let name = |figure: &mdpo_measure::Figure| figure.name.chars().count();
     let width = figures.figures.iter().map(name).max().unwrap_or(0);
     let adapter = figures.adapter.as_ref().map(|adapter| format!(" with {adapter}")).unwrap_or_default();
-    let mut text = format!("{}: {}{adapter}\n", figures.benchmark, figures.model);
-    text += &match figures.answers {
-        all if all == questions => format!("{all} questions; shares in percent, 95 % interval over questions\n"),
-        some => format!(
-            "{some} of {questions} questions, the others have no answer; shares in percent, 95 % interval over questions\n"
-        ),
-    };
+    let mut text = format!("{}: {}{adapter}\n{over}\n", figures.benchmark, figures.model);
     for figure in &figures.figures {
         let better = match figure.better {
             Better::Lower => "lower is better",
             Better::Higher => "higher is better",
             Better::Neither => "",
         };
-        let value = figure.value.map_or_else(|| "     –".to_owned(), |value| format!("{value:6.1}"));
-        let interval =
-            figure.low.zip(figure.high).map(|(low, high)| format!("{low:.1} to {high:.1}")).unwrap_or_default();
+        let digits = if figure.value.is_some_and(|value| value.abs() < 10.0) { 2 } else { 1 };
+        let value = figure.value.map_or_else(|| "     –".to_owned(), |value| format!("{value:6.digits$}"));
+        let interval = figure.low.zip(figure.high).map(|(low, high)| format!("{low:.digits$} to {high:.digits$}"));
+        let interval = interval.unwrap_or_default();
         let line = format!("{:width$}  {value}  {interval:<14}  {better}", figure.name);
         text += line.trim_end();
         text += "\n";
@@ -402,10 +475,10 @@ mod tests {
                 figure("POPE/yes_share", None, Better::Neither),
             ],
         };
-        insta::assert_snapshot!(table(&figures, 100), @r"
+        insta::assert_snapshot!(table(&figures, &of_questions(&figures, 100)), @r"
         objects: llava with runs/mdpo
         90 of 100 questions, the others have no answer; shares in percent, 95 % interval over questions
-        CHAIRi            10.0  8.0 to 12.2     lower is better
+        CHAIRi            9.96  7.96 to 12.21   lower is better
         POPE/accuracy    100.0  98.0 to 102.2   higher is better
         POPE/yes_share       –
         ");

@@ -32,7 +32,7 @@ pub(super) struct Generate {
     #[arg(long, value_name = "FILE", requires = "output", conflicts_with_all = ["prompt", "images", "system"])]
     prompts: Option<PathBuf>,
     /// Where their answers go, one JSON object a line; a file that is there already is continued
-    #[arg(long, value_name = "FILE", requires = "prompts")]
+    #[arg(long, value_name = "FILE", requires = "prompts", conflicts_with = "prompt")]
     output: Option<PathBuf>,
     /// How many prompts of the file to answer at once
     #[arg(long, default_value_t = 16, requires = "prompts")]

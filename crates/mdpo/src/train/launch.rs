@@ -79,13 +79,12 @@ impl Launch {
     /// # Errors
     /// Several processes were started.
     pub fn refuse(verb: &str) -> Result<()> {
-        match Self::from_environment()? {
-            None => Ok(()),
-            Some(launch) => {
-                let what = format!("`mdpo {verb}` is for one process, {} were started (`WORLD_SIZE`)", launch.world);
-                Err(Error::at("`WORLD_SIZE`", what).hint("start it without torchrun, or unset `WORLD_SIZE`"))
-            }
+        let world = std::env::var("WORLD_SIZE").unwrap_or_default();
+        if world.is_empty() || world.trim() == "1" {
+            return Ok(());
         }
+        let what = format!("`mdpo {verb}` is for one process, and `WORLD_SIZE` is `{world}`");
+        Err(Error::at("`WORLD_SIZE`", what).hint("start it without torchrun, or unset `WORLD_SIZE`"))
     }
 }
 

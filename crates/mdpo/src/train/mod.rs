@@ -34,7 +34,7 @@ pub use judge::{Found, Judged, Part, Pull, columns, judge, judge_together};
 pub use launch::Launch;
 pub use metrics::Metrics;
 pub use micro::{Micro, Origin, Places, Prepared, Share, StepCut, Steps};
-pub use preferences::preferences;
+pub use preferences::{preferences, shows_images};
 pub use progress::clock;
 pub use ranks::Ranks;
 pub use reference::{ReferenceRow, reference};

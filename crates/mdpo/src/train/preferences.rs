@@ -7,7 +7,7 @@
 
 use super::{Inputs, PictureCheck, ReferenceRow, reference};
 use crate::Result;
-use crate::config::Run;
+use crate::config::{Dpo, DpoLoss, Objective, Run};
 use crate::data::{Answer, Example, ImageSource, Message, Part, Prompt, Response};
 use mdpo_measure::benchmark::{Row, Scored};
 use mdpo_measure::interval::{Bootstrap, Formula, Measure, Tally};
@@ -33,6 +33,16 @@ enum Column {
 
 const COLUMNS: usize = Column::ChosenRatio as usize + 1;
 
+/// Whether any row of `run`'s data set has an image, whatever its objective asks for.
+///
+/// # Errors
+/// Rows that cannot be read.
+pub fn shows_images(run: &Run) -> Result<bool> {
+    let text = Run { objective: Objective::Dpo(Dpo::of(DpoLoss::Sigmoid, 0.1)), ..run.clone() };
+    let inputs = Inputs::open(&text, PictureCheck::Header)?;
+    Ok(inputs.examples.iter().any(|example| !example.images.is_empty()))
+}
+
 /// Figures of the pairs of `run`'s data set under its checkpoint, with an adapter where one is given: accuracies in percent, margins in nats.
 ///
 /// # Errors
@@ -49,22 +59,32 @@ pub fn preferences(run: &Run, adapter: Option<&Path>, bootstrap: Bootstrap) -> R
     let policy = log_probs(adapter)?;
     let bare = adapter.map(|_| log_probs(None)).transpose()?;
     let inputs = Inputs::open(run, PictureCheck::Header)?;
-    let pairs = inputs.examples.iter().flat_map(|example| example.pairs.iter().map(move |pair| (example, pair)));
-    let (mut tally, mut rows) = (Tally::new(COLUMNS), Vec::new());
-    for (index, (found, (example, pair))) in policy.iter().zip(pairs).enumerate() {
-        let counts = counts(found, bare.as_ref().map(|rows| &rows[index]));
-        tally.push(counts.into_iter().map(|(column, count)| (column as usize, count)));
-        let margin = found.chosen.zip(found.rejected).map(|(chosen, rejected)| chosen - rejected);
-        let answer = pair.chosen.or(pair.rejected).map(|answer| &example.answers[answer]);
-        rows.push(Row {
-            id: example.row.to_string(),
-            image: example.images.first().and_then(path),
-            question: question(example),
-            answer: answer.map(said).unwrap_or_default(),
-            correct: margin.map(|margin| margin > 0.0),
-            score: margin,
-            ..Row::default()
-        });
+    let (mut tally, mut rows, mut next) = (Tally::new(COLUMNS), Vec::new(), 0);
+    for example in &inputs.examples {
+        let mut of_row = Vec::new();
+        for (nth, pair) in example.pairs.iter().enumerate() {
+            let Some(found) = policy.get(next) else { continue };
+            of_row.extend(counts(found, bare.as_ref().map(|rows| &rows[next])));
+            next += 1;
+            let margin = found.chosen.zip(found.rejected).map(|(chosen, rejected)| chosen - rejected);
+            let answer = pair.chosen.or(pair.rejected).map(|answer| &example.answers[answer]);
+            let id = match example.pairs.len() {
+                1 => example.row.to_string(),
+                _ => format!("{} pair {}", example.row, nth + 1),
+            };
+            rows.push(Row {
+                id,
+                image: example.images.first().and_then(path),
+                question: question(example),
+                answer: answer.map(said).unwrap_or_default(),
+                correct: margin.map(|margin| margin > 0.0),
+                score: margin,
+                image_margin: found.chosen.zip(found.corrupted).map(|(chosen, corrupted)| chosen - corrupted),
+                ..Row::default()
+            });
+        }
+        // Pairs of one row are no independent draws: an interval draws rows.
+        tally.push(of_row.into_iter().map(|(column, count)| (column as usize, count)));
     }
     let measures = measures(bare.is_some());
     let figures = Figures {

@@ -24,6 +24,8 @@ use torch_ext::{Group, Meeting};
 
 /// How long the others are waited for at the start, as PyTorch's store does.
 const JOIN_WITHIN: Duration = Duration::from_secs(300);
+/// How long a rank waits without a word.
+const SAY_AFTER: Duration = Duration::from_secs(5);
 
 /// How long a rank may be silent: the first one writes checkpoints meanwhile (transformers' `ddp_timeout`).
 const ANSWER_WITHIN: Duration = Duration::from_secs(1800);
@@ -74,7 +76,21 @@ impl Ranks {
             join_within: JOIN_WITHIN,
             answer_within: ANSWER_WITHIN,
         };
-        let group = Group::join(&meeting).map_err(|error| {
+        // Where somebody is missing, nobody should have to guess why nothing happens.
+        let (arrived, waiting) = std::sync::mpsc::channel::<()>();
+        let (place_of_meeting, others) = (format!("{}:{}", launch.host, launch.port), launch.world - 1);
+        let rank = launch.rank;
+        std::thread::spawn(move || {
+            if waiting.recv_timeout(SAY_AFTER) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                let minutes = JOIN_WITHIN.as_secs() / 60;
+                eprintln!(
+                    "rank {rank} waits for the {others} others at {place_of_meeting}, for at most {minutes} minutes"
+                );
+            }
+        });
+        let joined = Group::join(&meeting);
+        drop(arrived);
+        let group = joined.map_err(|error| {
             let what =
                 format!("cannot meet the other ranks at {}:{}: {}", launch.host, launch.port, first_line(&error));
             Error::at(place(launch.rank, launch.world), what)

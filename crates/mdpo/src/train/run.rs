@@ -91,6 +91,15 @@ pub fn try_load(run: &Run, inputs: &Inputs) -> Result<usize> {
     Ok(trainer.model.trainables.iter().map(|trainable| trainable.leaf.numel()).sum())
 }
 
+/// What became of an evaluation that was due, or that none was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Evaluated {
+    /// There is nothing left of it.
+    Whole,
+    /// A signal ended it: the run stops, also where all its steps are done.
+    CutShort,
+}
+
 pub(super) struct Trainer<'a> {
     pub ranks: &'a Ranks,
     pub run: &'a Run,
@@ -363,8 +372,10 @@ impl<'a> Trainer<'a> {
         let (mut saved, mut window) = (self.state.step, Window::new());
         let ended = loop {
             // Also before the first step, and after the last.
-            if let Err(error) = self.evaluate(&progress) {
-                break Err(error);
+            match self.evaluate(&progress) {
+                Ok(Evaluated::Whole) => {}
+                Ok(Evaluated::CutShort) => break Ok(true),
+                Err(error) => break Err(error),
             }
             if self.state.step > saved && self.saves_now() {
                 if let Err(error) = self.save() {
@@ -387,7 +398,7 @@ impl<'a> Trainer<'a> {
                     let due = due || self.state.step == 1 || self.state.step == self.total;
                     let entry = due.then(|| self.log(&done, &mut window));
                     progress.step(self.state.step, entry.as_ref());
-                    if let Some(entry) = entry {
+                    if let (Some(entry), ReportTo::TensorBoard { .. }) = (entry, &self.run.output.report_to) {
                         let told = self.report(&entry);
                         if let Err(error) = self.ranks.agree(told) {
                             break Err(error);
@@ -428,14 +439,17 @@ impl<'a> Trainer<'a> {
 
     /// Evaluates where the recipe asks for it: the first rank does, and tells the others what they need to go on alike. A signal cuts it
     /// short, and a resumed run makes up for it.
-    fn evaluate(&mut self, progress: &Progress) -> Result<()> {
+    fn evaluate(&mut self, progress: &Progress) -> Result<Evaluated> {
         let moment = Moment { step: self.state.step, total: self.total, per_epoch: self.order.steps_per_epoch() };
         let due = self.evaluator.filter(|it| it.is_due(moment) && self.state.evaluations.last != Some(moment.step));
-        let Some(evaluator) = due else { return Ok(()) };
+        let Some(evaluator) = due else { return Ok(Evaluated::Whole) };
         let mine = if self.ranks.leads() { self.evaluate_here(evaluator, moment, progress) } else { Ok(()) };
         let all = self.ranks.all(mine.map(|()| self.state.evaluations.clone()))?;
         self.state.evaluations = all.into_iter().next().expect("there is a first rank");
-        Ok(())
+        Ok(match self.state.evaluations.last == Some(moment.step) {
+            true => Evaluated::Whole,
+            false => Evaluated::CutShort,
+        })
     }
 
     fn evaluate_here(&mut self, evaluator: &Evaluator, moment: Moment, progress: &Progress) -> Result<()> {
@@ -521,7 +535,9 @@ impl<'a> Trainer<'a> {
     /// Hands a log entry to whom the recipe names.
     fn report(&mut self, entry: &Map<String, Value>) -> Result<()> {
         let Some(events) = &mut self.events else { return Ok(()) };
-        let tags = entry.iter().filter(|(metric, _)| *metric != "step");
+        // An evaluation's epoch is that of its step, which training logs.
+        let evaluation = entry.contains_key("eval_runtime");
+        let tags = entry.iter().filter(|(metric, _)| *metric != "step" && !(evaluation && *metric == "epoch"));
         let tags: Vec<(String, f64)> =
             tags.filter_map(|(metric, value)| Some((tensorboard::tag(metric), value.as_f64()?))).collect();
         let scalars = tags.iter().map(|(tag, value)| (tag.as_str(), *value));

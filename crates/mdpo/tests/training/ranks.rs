@@ -262,5 +262,8 @@ fn verbs_for_one_process_refuse_several() {
     command.args(["bench", "recipe.yaml"]).env("WORLD_SIZE", "2").env("RANK", "1");
     let said = command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", "1").output().expect("it ran").stderr;
     let said = String::from_utf8_lossy(&said).into_owned();
-    assert!(said.starts_with("error: `WORLD_SIZE`: `mdpo bench` is for one process, 2 were started"), "{said}");
+    assert!(
+        said.starts_with("error: `WORLD_SIZE`: `mdpo bench` is for one process, and `WORLD_SIZE` is `2`"),
+        "{said}"
+    );
 }

@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::lab::Lab;
+use crate::lab::{Lab, row};
 
 const FILES: [&str; 2] = ["adapter_model.safetensors", "trainer_state.json"];
 
@@ -93,4 +93,29 @@ fn a_run_that_is_asked_to_stop_saves_and_goes_on_later() {
         assert!(adapter(&lab, "straight") == adapter(&lab, &out), "SIG{signal}");
         assert!(lab.path(&out).join(FILES[1]).exists());
     }
+}
+
+/// All steps are done, and the run would end: the evaluation after the last one must not be lost for that.
+#[test]
+fn a_signal_in_the_last_evaluation_leaves_it_for_later() {
+    let lab = Lab::with_images();
+    let rows: String = (0..200).map(|i| format!("{}\n", row(i, Some("odd.png")))).collect();
+    fs::write(lab.path("held-out.jsonl"), rows).expect("rows");
+    let held_out = format!("eval_dataset_name={}", lab.path("held-out.jsonl").display());
+    let keys = [held_out.as_str(), "eval_strategy=steps", "eval_steps=2", "max_steps=2", "save_steps=500"];
+    let mut child = command(&lab, "out", &keys).spawn().expect("started");
+    let mut lines = BufReader::new(child.stderr.take().expect("a pipe")).lines();
+    assert!(
+        lines.by_ref().map_while(Result::ok).any(|line| line.starts_with("step 2/2")),
+        "the last step was not told"
+    );
+    let kill = Command::new("sh").arg("-c").arg(format!("kill -TERM {}", child.id())).status();
+    assert!(kill.expect("sh").success());
+    let rest: Vec<String> = lines.map_while(Result::ok).collect();
+    assert_eq!(child.wait().expect("ended").code(), Some(130), "{rest:?}");
+    assert_eq!(checkpoints(&lab, "out"), ["checkpoint-2"]);
+    assert!(!lab.path("out").join(FILES[0]).exists(), "nothing final is written");
+    finish(command(&lab, "out", &[&keys[..], &["resume_from_checkpoint=true"]].concat()).spawn().expect("started"));
+    let state = fs::read_to_string(lab.path("out").join(FILES[1])).expect("a state");
+    assert!(state.contains("eval_runtime"), "the evaluation was made up for");
 }

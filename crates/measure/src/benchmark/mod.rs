@@ -137,9 +137,12 @@ pub struct Row {
     /// Whether a yes-no question was answered correctly.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub correct: Option<bool>,
-    /// A judge's score.
+    /// A judge's score, or of a held-out pair by how many nats the chosen answer is likelier than the rejected one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub score: Option<f64>,
+    /// Of a held-out pair by how many nats the chosen answer is likelier under its picture than under the corrupted one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_margin: Option<f64>,
 }
 
 /// What a set of answers comes to.
