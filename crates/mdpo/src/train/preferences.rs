@@ -46,7 +46,7 @@ pub fn shows_images(run: &Run) -> Result<bool> {
 /// Figures of the pairs of `run`'s data set under its checkpoint, with an adapter where one is given: accuracies in percent, margins in nats.
 ///
 /// # Errors
-/// What [`reference`] gives.
+/// What [`reference()`] gives.
 pub fn preferences(run: &Run, adapter: Option<&Path>, bootstrap: Bootstrap) -> Result<Scored> {
     let log_probs = |adapter: Option<&Path>| -> Result<Vec<ReferenceRow>> {
         let mut rows = Vec::new();

@@ -11,9 +11,9 @@
 //! # Ok::<(), mdpo_measure::Error>(())
 //! ```
 //!
-//! No answer is paid for twice: each is on disk before the next is asked for ([`cache`]). What may pass (429, 5xx, a cut connection, an
+//! No answer is paid for twice: each is on disk before the next is asked for (`cache`). What may pass (429, 5xx, a cut connection, an
 //! answer that is none) is asked again after a growing wait, or the wait that the judge asks for; what will not pass ends the call at once.
-//! Both are told apart in [`http`]; who asks what and when is in [`ask`].
+//! Both are told apart in `http`; who asks what and when is in `ask`.
 
 mod ask;
 mod cache;

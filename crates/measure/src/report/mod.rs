@@ -3,7 +3,7 @@
 //! [`Report::read`] gathers what the folders hold, [`Report::render`] writes the page. In between the caller may add what only it
 //! knows: facts of a recipe, and how a recipe would corrupt the pictures of the gallery. Every text is escaped by the template
 //! engine, the page's policy (CSP) allows its own script and style by their SHA-256 and nothing else, and its size is bounded: curves
-//! are thinned ([`curve`]), pictures scaled ([`picture`]), examples counted.
+//! are thinned (`curve`), pictures scaled (`picture`), examples counted.
 
 mod curve;
 mod evaluation;
