@@ -7,7 +7,7 @@ The scripts are those of junyangwang0410/AMBER, AoiDragon/POPE and RLHF-V/RLAIF-
 spaCy's vectors (a word is only like itself), and GPT (off, as the script's own default has it).
 """
 
-import contextlib, io, json, pathlib, re, sys, types
+import contextlib, io, json, pathlib, re, sys, tempfile, types
 
 import nltk
 from nltk.tokenize import NLTKWordTokenizer
@@ -80,7 +80,7 @@ def amber(script):
     write("amber/answered.json", answered)
     names = "chair safe_cover hallu_cover".split() + [f"{p}qa_{k}" for p in ["", "as_", "an_", "aa_", "asso_", "ha_"] for k in ["correct", "no", "ans_no"]]
     metrics = [f"{n}_num=0.001\n{n}_score=0" for n in names] + ["non_hallu_num=0.001\nnon_hallu_score=0"]
-    temporary = pathlib.Path("/tmp/amber_metrics.txt")
+    temporary = pathlib.Path(tempfile.mkdtemp()) / "metrics.txt"
     temporary.write_text("\n".join(metrics))
     space = load(script)
     space["check_synonyms_word"] = lambda one, other, score: one == other

@@ -68,6 +68,13 @@ pub struct Measure {
     pub formula: Formula,
 }
 
+impl Measure {
+    /// The share that column `of` is of column `among`, in percent.
+    pub fn share(name: &str, better: Better, of: usize, among: usize) -> Self {
+        Self { name: name.to_owned(), better, formula: Formula::Share { of, among } }
+    }
+}
+
 /// What each question adds to each column; columns that a question does not name get nothing from it.
 #[derive(Debug, Clone)]
 pub struct Tally {

@@ -15,7 +15,7 @@
 use super::binary::{self, Outcome};
 use super::{Images, Opened, Options, Question, Row, Scorer, distinct, find, need};
 use crate::figures::Better;
-use crate::interval::{Formula, Measure};
+use crate::interval::Measure;
 use crate::nouns::{Case, Parts, Vocabulary};
 use crate::{Error, Result, files};
 use serde::Deserialize;
@@ -190,16 +190,11 @@ impl Scorer for Generative {
     }
 
     fn measures(&self) -> Vec<Measure> {
-        let share = |name: &str, better, of, among| Measure {
-            name: name.to_owned(),
-            better,
-            formula: Formula::Share { of, among },
-        };
         vec![
-            share("CHAIR", Better::Lower, FLAGGED, NOUNS),
-            share("Cover", Better::Higher, COVERED, TRUE),
-            share("Hal", Better::Lower, INVENTING, ANSWERS),
-            share("Cog", Better::Lower, TEMPTED, TEMPTING),
+            Measure::share("CHAIR", Better::Lower, FLAGGED, NOUNS),
+            Measure::share("Cover", Better::Higher, COVERED, TRUE),
+            Measure::share("Hal", Better::Lower, INVENTING, ANSWERS),
+            Measure::share("Cog", Better::Lower, TEMPTED, TEMPTING),
         ]
     }
 

@@ -12,7 +12,7 @@
 use super::coco::{ANIMALS, NO_OBJECTS, SYNONYMS};
 use super::{Images, Opened, Options, Question, Row, Scorer, distinct, find, synonyms};
 use crate::figures::Better;
-use crate::interval::{Formula, Measure};
+use crate::interval::Measure;
 use crate::nouns::{Case, Mention, Parts, Vocabulary};
 use crate::{Error, Result, files};
 use serde::Deserialize;
@@ -206,17 +206,12 @@ impl Scorer for Chair {
     }
 
     fn measures(&self) -> Vec<Measure> {
-        let share = |name: &str, better, of, among| Measure {
-            name: name.to_owned(),
-            better,
-            formula: Formula::Share { of, among },
-        };
         vec![
-            share("CHAIRs", Better::Lower, INVENTING, ANSWERS),
-            share("CHAIRs_refine", Better::Lower, INVENTING, NAMING),
-            share("CHAIRi", Better::Lower, INVENTED_WORDS, WORDS),
-            share("CHAIRi_mentions", Better::Lower, INVENTED_MENTIONS, MENTIONS),
-            share("recall", Better::Higher, COVERED, TRUE),
+            Measure::share("CHAIRs", Better::Lower, INVENTING, ANSWERS),
+            Measure::share("CHAIRs_refine", Better::Lower, INVENTING, NAMING),
+            Measure::share("CHAIRi", Better::Lower, INVENTED_WORDS, WORDS),
+            Measure::share("CHAIRi_mentions", Better::Lower, INVENTED_MENTIONS, MENTIONS),
+            Measure::share("recall", Better::Higher, COVERED, TRUE),
         ]
     }
 

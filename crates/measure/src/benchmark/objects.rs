@@ -6,7 +6,7 @@
 use super::poll::{self, Occurrences, Poll, Setting};
 use super::{Images, Opened, Options, Question, Row, Scorer, distinct, find, synonyms};
 use crate::figures::Better;
-use crate::interval::{Formula, Measure};
+use crate::interval::Measure;
 use crate::nouns::{Mention, Vocabulary};
 use crate::{Error, Result, files};
 use serde::Deserialize;
@@ -131,17 +131,12 @@ impl Scorer for Objects {
     }
 
     fn measures(&self) -> Vec<Measure> {
-        let share = |name: &str, better, of, among| Measure {
-            name: name.to_owned(),
-            better,
-            formula: Formula::Share { of, among },
-        };
         let mut measures = vec![
-            share("CHAIRs", Better::Lower, INVENTING, DESCRIPTIONS),
-            share("CHAIRs_refine", Better::Lower, INVENTING, NAMING),
-            share("CHAIRi", Better::Lower, INVENTED, NAMED),
-            share("Cover", Better::Higher, COVERED, TRUE),
-            share("Hal", Better::Lower, INVENTING, DESCRIPTIONS),
+            Measure::share("CHAIRs", Better::Lower, INVENTING, DESCRIPTIONS),
+            Measure::share("CHAIRs_refine", Better::Lower, INVENTING, NAMING),
+            Measure::share("CHAIRi", Better::Lower, INVENTED, NAMED),
+            Measure::share("Cover", Better::Higher, COVERED, TRUE),
+            Measure::share("Hal", Better::Lower, INVENTING, DESCRIPTIONS),
         ];
         let mut polls = poll::measures("POPE/", &Setting::ALL);
         polls.iter_mut().for_each(|measure| measure.formula = measure.formula.moved(POLLS));
