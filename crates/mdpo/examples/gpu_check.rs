@@ -10,8 +10,9 @@
 //! the worst difference and the most that is allowed, or what was not checked and why. The exit status is 1 where something differs
 //! too much, 0 otherwise, also on a machine without a GPU.
 //!
-//! In f32 CUDA is compared with the CPU. In bf16 both round differently, so both are compared with f32 on the CPU: CUDA may be twice
-//! as far from it as the CPU is.
+//! In f32 CUDA is compared with the CPU. In bf16 both round differently, so both are compared with f32 on the CPU: CUDA may be three times
+//! as far from it as the CPU is, since the worst of a few sums is a matter of chance (an H200 was 0.6 to 2.2 times as far). The
+//! other bounds are two to ten times what an H200 showed.
 
 #[path = "../tests/common/cases.rs"]
 mod cases;
@@ -159,8 +160,8 @@ fn compare(
     let (exact, gpu) = (found(Kind::Float, Device::Cpu), report.device);
     let distance = |kind, device| worst(found(kind, device).iter().zip(&exact).map(|(found, exact)| by(found, exact)));
     report.within(&format!("{what}, f32"), distance(Kind::Float, gpu), limit);
-    let allowed = 2.0 * distance(Kind::BFloat16, Device::Cpu) + limit;
-    report.within(&format!("{what}, bf16 (from f32; twice the CPU's)"), distance(Kind::BFloat16, gpu), allowed);
+    let allowed = 3.0 * distance(Kind::BFloat16, Device::Cpu) + limit;
+    report.within(&format!("{what}, bf16 (from f32; three times the CPU's)"), distance(Kind::BFloat16, gpu), allowed);
 }
 
 /// Tower, hidden states of all tokens and of those that predict, and log-probs of every case.
@@ -179,7 +180,7 @@ fn forward(report: &mut Report, models: &Path) {
             compare(
                 report,
                 &format!("{name}: features of images"),
-                1e-4,
+                5e-6,
                 |kind, device| states(kind, device, &seen),
                 relative,
             );
@@ -196,7 +197,7 @@ fn forward(report: &mut Report, models: &Path) {
         compare(
             report,
             &format!("{name}: hidden states"),
-            1e-4,
+            2e-5,
             |kind, device| states(kind, device, &hidden),
             relative,
         );
@@ -205,7 +206,7 @@ fn forward(report: &mut Report, models: &Path) {
         compare(
             report,
             &format!("{name}: log-probs of responses, nats"),
-            1e-3,
+            1e-4,
             |kind, device| states(kind, device, &sums),
             difference,
         );
@@ -241,10 +242,10 @@ fn backward(report: &mut Report, models: &Path) {
             worst(found.iter().zip(exact).map(share))
         };
         let gaps = found.iter().zip(&exact).map(gap);
-        report.within(&format!("{name}: gradients of each tensor, f32"), worst(gaps), 1e-3);
+        report.within(&format!("{name}: gradients of each tensor, f32"), worst(gaps), 2e-4);
         let together = |kind, device| joined(of(kind, device, Keep::Graph));
-        compare(report, &format!("{name}: gradients by their length"), 1e-3, together, by_length);
-        for (kind, limit) in [(Kind::Float, 1e-4), (Kind::BFloat16, 2e-2)] {
+        compare(report, &format!("{name}: gradients by their length"), 1e-5, together, by_length);
+        for (kind, limit) in [(Kind::Float, 2e-6), (Kind::BFloat16, 2e-2)] {
             let both = [Keep::Graph, Keep::LayerInputs].map(|keep| joined(of(kind, report.device, keep)));
             let gap = worst(both[0].iter().zip(&both[1]).map(|(graph, again)| by_length(again, graph)));
             let what = format!("{name}: gradients by their length, layers computed again = graph kept, {kind:?}");
@@ -262,7 +263,7 @@ fn by_length(found: &Tensor, expected: &Tensor) -> f64 {
 /// A prompt shared by two responses against each response behind its own prompt.
 fn shared_prompts(report: &mut Report, models: &Path) {
     let fixture = Fixture::open(models, "llava-tiny");
-    for (kind, limit) in [(Kind::Float, 1e-3), (Kind::BFloat16, 0.5)] {
+    for (kind, limit) in [(Kind::Float, 2e-5), (Kind::BFloat16, 0.5)] {
         let model = fixture.load(kind, report.device, Plan::Frozen { adapter: None });
         let alone = |case: &Value, key: &str| {
             let (_, pixels) = prepare(&model, &fixture, case);
@@ -376,12 +377,12 @@ fn training(report: &mut Report, models: &Path) {
             report.within(&format!("margins of 6 steps, {what}"), gap(&one, &other), limit);
         }
     };
-    same(report, "CUDA = CPU in f32", 1e-3, &[], &["device=cpu"]);
+    same(report, "CUDA = CPU in f32", 1e-5, &[], &["device=cpu"]);
     same(report, "bf16 beside f32", 0.2, &["dtype=bfloat16"], &["dtype=float32"]);
     let layers = ["gradient_checkpointing=layers", "gradient_checkpointing=none"];
-    same(report, "layers computed again = graph kept in f32", 1e-3, &layers[..1], &layers[1..]);
+    same(report, "layers computed again = graph kept in f32", 1e-5, &layers[..1], &layers[1..]);
     let dropout = "lora_dropout=0.3";
-    same(report, "the same with dropout", 1e-3, &[dropout, layers[0]], &[dropout, layers[1]]);
+    same(report, "the same with dropout", 1e-5, &[dropout, layers[0]], &[dropout, layers[1]]);
     let checkpoint = runs.folder.path().join("saved/checkpoint-3");
     if runs.curve(report, "saved", &["save_steps=3", dropout]).is_some() {
         let resume = format!("resume_from_checkpoint={}", checkpoint.display());
@@ -389,7 +390,7 @@ fn training(report: &mut Report, models: &Path) {
         same(
             report,
             "a resumed run = a straight one",
-            1e-3,
+            1e-5,
             &["save_steps=3", dropout],
             &["save_steps=3", dropout, &resume],
         );

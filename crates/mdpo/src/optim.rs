@@ -2,7 +2,8 @@
 
 use crate::config;
 use crate::model::load::{Group, Trainable};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
+use torch_ext::Moving;
 
 /// AdamW (Loshchilov & Hutter, arXiv 1711.05101) with f32 state, as `torch.optim.AdamW` computes it.
 #[derive(Debug)]
@@ -43,6 +44,9 @@ impl AdamW {
     /// Moves every leaf by its gradient and clears the gradients; a leaf without a gradient stays.
     pub fn step(&mut self, trainables: &[Trainable], learning_rate: f64) {
         self.step += 1;
+        if trainables.iter().all(|t| matches!(t.leaf.device(), Device::Cuda(_))) {
+            return self.step_together(trainables, learning_rate);
+        }
         let config::Optim { beta1, beta2, epsilon, weight_decay, .. } = self.settings;
         let correction1 = 1.0 - beta1.powf(self.step as f64);
         let correction2 = (1.0 - beta2.powf(self.step as f64)).sqrt();
@@ -67,6 +71,40 @@ impl AdamW {
                 let _ = gradient.zero_();
             }
         });
+    }
+}
+
+impl AdamW {
+    /// The same by libtorch's kernel for many tensors: a GPU is given a few pieces of work instead of ten for each tensor.
+    fn step_together(&self, trainables: &[Trainable], learning_rate: f64) {
+        let config::Optim { beta1, beta2, epsilon, weight_decay, .. } = self.settings;
+        let rate = |t: &Trainable| match t.group {
+            Group::Model => 1.0,
+            Group::ValueHead { rate } => rate,
+        };
+        let alike = |t: &Trainable| (rate(t), if decays(&t.name) { weight_decay } else { 0.0 });
+        let mut groups: Vec<((f64, f64), Vec<Moving>)> = Vec::new();
+        for (trainable, Moments { first, second }) in trainables.iter().zip(&self.moments) {
+            let gradient = trainable.leaf.grad();
+            if !gradient.defined() {
+                continue;
+            }
+            let leaf = trainable.leaf.shallow_clone();
+            let (first, second) = (first.shallow_clone(), second.shallow_clone());
+            let (key, moving) = (alike(trainable), Moving { leaf, gradient, first, second });
+            match groups.iter_mut().find(|(of, _)| *of == key) {
+                Some((_, group)) => group.push(moving),
+                None => groups.push((key, vec![moving])),
+            }
+        }
+        for ((rate, weight_decay), group) in groups {
+            let with = torch_ext::AdamW { learning_rate: learning_rate * rate, beta1, beta2, weight_decay, epsilon };
+            // As every operation of tch; the step turns it into an error.
+            torch_ext::adamw(&group, self.step, with).unwrap_or_else(|error| panic!("{error}"));
+            for mut moving in group {
+                let _ = tch::no_grad(|| moving.gradient.zero_());
+            }
+        }
     }
 }
 
@@ -152,7 +190,6 @@ mod tests {
     use config::{Optim, Schedule, Warmup};
     use serde_json::Value;
     use std::path::Path;
-    use tch::Device;
 
     fn settings(schedule: Schedule, warmup: usize) -> Optim {
         Optim {

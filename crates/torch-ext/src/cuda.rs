@@ -19,9 +19,12 @@ pub enum CudaState {
     },
 }
 
+/// Variables in which a user says how libtorch's allocator works.
+const ALLOCATOR: [&str; 2] = ["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"];
+
 /// Loads libtorch's CUDA library once per process and says whether a GPU can be used.
 ///
-/// f32 products on a GPU are f32 products from then on: TF32 is turned off. libtorch remembers its first look for CUDA, so this must come before anything that asks tch about CUDA.
+/// f32 products on a GPU are f32 products from then on: TF32 is turned off. Segments of memory are expandable, unless the environment says how memory is allocated. libtorch remembers its first look for CUDA, so this must come before anything that asks tch about CUDA.
 pub fn load_cuda() -> CudaState {
     static STATE: OnceLock<CudaState> = OnceLock::new();
     STATE.get_or_init(load).clone()
@@ -40,6 +43,10 @@ fn load() -> CudaState {
             let why = text.lines().next().unwrap_or("unknown reason");
             return CudaState::Unusable { why: format!("cannot load libtorch_cuda.so: {why}") };
         }
+    }
+    if ALLOCATOR.iter().all(|name| std::env::var_os(name).is_none()) {
+        // A libtorch that does not know the setting goes on without it.
+        let _ = crate::ext::expandable_segments();
     }
     match usize::try_from(tch::Cuda::device_count()) {
         Ok(devices) if devices > 0 && tch::Cuda::is_available() => match crate::ext::exact_f32() {

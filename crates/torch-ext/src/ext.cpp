@@ -8,6 +8,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_efficient_attention_forward.h>
 #include <ATen/ops/_flash_attention_forward.h>
+#include <c10/core/AllocatorConfig.h>
 #include <c10/core/CachingDeviceAllocator.h>
 
 #include <algorithm>
@@ -51,6 +52,11 @@ char* torch_ext_exact_f32() {
     at::globalContext().setAllowTF32CuBLAS(false);
     at::globalContext().setAllowTF32CuDNN(false);
   });
+}
+
+// Lets the allocator's blocks of memory grow in place instead of standing beside each other. Before anything is allocated.
+char* torch_ext_expandable_segments() {
+  return guard([] { c10::CachingAllocator::setAllocatorSettings("expandable_segments:True"); });
 }
 
 // Most bytes that tensors took at once, and that the allocator held.

@@ -22,6 +22,7 @@ unsafe extern "C" {
         scale: f64,
     ) -> *mut c_char;
     fn torch_ext_exact_f32() -> *mut c_char;
+    fn torch_ext_expandable_segments() -> *mut c_char;
     fn torch_ext_cuda_peak(device: c_int, allocated: *mut i64, reserved: *mut i64) -> *mut c_char;
     fn torch_ext_reset_cuda_peak(device: c_int) -> *mut c_char;
 }
@@ -132,6 +133,16 @@ pub(crate) fn exact_f32() -> Result<(), TchError> {
     #[expect(unsafe_code, reason = "a call into ext.cpp")]
     unsafe {
         done(torch_ext_exact_f32())
+    }
+}
+
+/// Has the allocator of CUDA devices let its blocks grow in place (`expandable_segments` of `PYTORCH_CUDA_ALLOC_CONF`): batches of every length
+/// then leave fewer holes.
+pub(crate) fn expandable_segments() -> Result<(), TchError> {
+    // SAFETY: sets a flag of the allocator.
+    #[expect(unsafe_code, reason = "a call into ext.cpp")]
+    unsafe {
+        done(torch_ext_expandable_segments())
     }
 }
 

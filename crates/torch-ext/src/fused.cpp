@@ -1,5 +1,6 @@
 // Operations on a CPU in f32 that libtorch has only in several passes, as functions of its autograd; C interface as in ext.cpp.
 
+#include "composed.h"
 #include "guard.h"
 #include "kernels.h"
 
@@ -31,9 +32,10 @@ namespace {
 // Numbers that are worth a second thread.
 constexpr int64_t GRAIN = 16384;
 
-void check(const Tensor& x, const char* what) {
-  TORCH_CHECK(x.device().is_cpu() && x.scalar_type() == at::kFloat, what, " must be f32 on a CPU");
-}
+// Whether it is for the loops of kernels.h; what is not goes to composed.cpp, where that has it.
+bool is_ours(const Tensor& x) { return x.device().is_cpu() && x.scalar_type() == at::kFloat; }
+
+void check(const Tensor& x, const char* what) { TORCH_CHECK(is_ours(x), what, " must be f32 on a CPU"); }
 
 int64_t rows_of(const Tensor& x) { return x.numel() / std::max<int64_t>(x.size(-1), 1); }
 
@@ -432,15 +434,19 @@ int torch_ext_has_fused() {
 }
 
 char* torch_ext_rms_norm(Tensor** out, const Tensor* x, const Tensor* weight, double eps) {
-  return guard([&] { *out = new Tensor(RmsNorm::apply(*x, *weight, eps)); });
+  return guard([&] {
+    *out = new Tensor(is_ours(*x) ? RmsNorm::apply(*x, *weight, eps) : composed::rms_norm(*x, *weight, eps));
+  });
 }
 
 char* torch_ext_swiglu(Tensor** out, const Tensor* gate, const Tensor* up) {
-  return guard([&] { *out = new Tensor(Swiglu::apply(*gate, *up)); });
+  return guard([&] { *out = new Tensor(is_ours(*gate) ? Swiglu::apply(*gate, *up) : composed::swiglu(*gate, *up)); });
 }
 
 char* torch_ext_rotary(Tensor** out, const Tensor* x, const Tensor* cos, const Tensor* sin) {
-  return guard([&] { *out = new Tensor(Rotary::apply(*x, *cos, *sin)); });
+  return guard([&] {
+    *out = new Tensor(is_ours(*x) ? Rotary::apply(*x, *cos, *sin) : composed::rotary(*x, *cos, *sin));
+  });
 }
 
 // `out` has room for `count` tensors; `a`, `b`, `weights` and `biases` have that many each, a bias may be null.
@@ -448,12 +454,13 @@ char* torch_ext_adapted_linears(
     Tensor** out, const Tensor* x, int64_t count, const Tensor* const* weights, const Tensor* const* biases,
     const Tensor* const* a, const Tensor* const* b, const double* scales) {
   return guard([&] {
-    check(*x, "the input of a linear layer");
     variable_list factors, frozen;
     for (int64_t i = 0; i < count; ++i) factors.push_back(*a[i]), frozen.push_back(*weights[i]);
     for (int64_t i = 0; i < count; ++i) factors.push_back(*b[i]);
-    variable_list found =
-        AdaptedLinears::apply(*x, at::TensorList(factors), at::TensorList(frozen), Scales{{scales, scales + count}});
+    const std::vector<double> by(scales, scales + count);
+    variable_list found = is_ours(*x)
+        ? AdaptedLinears::apply(*x, at::TensorList(factors), at::TensorList(frozen), Scales{by})
+        : composed::adapted_linears(*x, factors, frozen, by);
     for (int64_t i = 0; i < count; ++i) {
       if (biases[i] != nullptr) found[i].add_(*biases[i]);
     }

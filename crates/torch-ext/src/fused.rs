@@ -1,7 +1,8 @@
-//! Operations on a CPU in f32 that libtorch has only in several passes over memory (`fused.cpp`), with their gradients.
+//! Operations that libtorch has only in several passes over memory, with their gradients.
 //!
-//! All of them are for f32 on a CPU and only where [`has_fused`] says so. A value depends on its own row alone, and no sum's order on the
-//! number of threads.
+//! In f32 on a CPU they are loops of ours (`fused.cpp`), there only where [`has_fused`] says so: a value depends on its own row alone, and
+//! no sum's order on the number of threads. The parts of a layer are there for other devices and kinds too, made of libtorch's operations
+//! (`composed.cpp`): they keep less for the backward pass than the formulas would.
 
 use std::ffi::{c_char, c_int};
 use std::ptr::null_mut;
@@ -77,10 +78,10 @@ fn made(call: impl FnOnce(*mut *mut C_tensor) -> *mut c_char) -> Result<Tensor, 
     }
 }
 
-/// `x / √(mean(x²) + eps) · weight` over the last dimension of `x` `[…, width]`, weight `[width]`.
+/// `x / √(mean(x²) + eps) · weight` over the last dimension of `x` `[…, width]`, weight `[width]` in the kind of `x`; rounded once.
 ///
 /// # Errors
-/// Anything but f32 on a CPU, and shapes that do not fit.
+/// Shapes that do not fit.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor, TchError> {
     // SAFETY: both tensors live through the call.
     #[expect(unsafe_code, reason = "a call into fused.cpp")]
@@ -90,7 +91,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor, TchErro
 /// `silu(gate) · up`, both of one shape; the backward pass needs nothing but the two.
 ///
 /// # Errors
-/// Anything but f32 on a CPU, and shapes that differ.
+/// Shapes that differ.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor, TchError> {
     // SAFETY: both tensors live through the call.
     #[expect(unsafe_code, reason = "a call into fused.cpp")]
@@ -101,7 +102,7 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor, TchError> {
 /// halves of a head and negates what comes first (rotary positions, Su et al., arXiv 2104.09864, as transformers pairs them).
 ///
 /// # Errors
-/// Anything but f32 on a CPU, and shapes that do not fit.
+/// Shapes that do not fit.
 pub fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor, TchError> {
     // SAFETY: all tensors live through the call.
     #[expect(unsafe_code, reason = "a call into fused.cpp")]
@@ -124,10 +125,11 @@ pub struct AdaptedLinear<'t> {
 }
 
 /// `x Wᵀ + bias + scale · (x Aᵀ) Bᵀ` of every layer for one `x` `[rows, in]`: the adapters' down projections are one product, and the
-/// gradients of `x` are summed by the products that give them. Weights and biases get no gradient.
+/// gradients of `x` are summed by the products that give them. Weights and biases are of the kind of `x` and get no gradient; the
+/// adapters' factors are f32.
 ///
 /// # Errors
-/// Anything but f32 on a CPU, and shapes that do not fit.
+/// Shapes that do not fit.
 pub fn adapted_linears(x: &Tensor, layers: &[AdaptedLinear]) -> Result<Vec<Tensor>, TchError> {
     let each = |of: &dyn Fn(&AdaptedLinear) -> *const C_tensor| layers.iter().map(of).collect::<Vec<_>>();
     let weights = each(&|layer| layer.weight.as_ptr());

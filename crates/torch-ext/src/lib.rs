@@ -1,12 +1,14 @@
 //! The unsafe edge of mdpo, as a safe API over tch: variable-length attention, fused operations of a CPU, tensors on
 //! memory-mapped files, CUDA loaded at run time, and groups of processes that compute together.
 
+mod composed;
 mod cuda;
 mod ext;
 mod fused;
 mod group;
 mod map;
 
+pub use composed::{AdamW, Gather, Moving, adamw};
 pub use cuda::{CudaState, load_cuda};
 pub use ext::{CudaPeak, cuda_peak, reset_cuda_peak, varlen_attention};
 pub use fused::{

@@ -8,7 +8,7 @@ use super::precision::{self, Mask};
 use crate::text::pack::Segment;
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
-use torch_ext::{QuerySpan, QuerySpans};
+use torch_ext::{Gather, QuerySpan, QuerySpans};
 
 /// Some queries of a segment: a run of its tokens, which see the segment's prefix and its tokens up to themselves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,7 +105,7 @@ enum Keys {
     /// As they stand.
     AsTheyStand(Range<usize>),
     /// A prompt's again for each of its responses but the first.
-    Gathered(Tensor),
+    Gathered(Gather),
 }
 
 impl Runs {
@@ -129,7 +129,6 @@ impl Runs {
         let longest = (most(&queries), most(&key_starts));
         let first = keys.first().copied().unwrap_or(0);
         let as_they_stand = keys.iter().copied().eq(first..first + keys.len());
-        let rows = || keys.iter().map(|&row| row as i64).collect::<Vec<_>>();
         let starts = |starts: &[usize]| {
             let starts: Vec<i32> = starts.iter().map(|&start| start as i32).collect();
             Tensor::from_slice(&starts).to_device(device)
@@ -137,7 +136,7 @@ impl Runs {
         Runs {
             keys: match as_they_stand {
                 true => Keys::AsTheyStand(first..first + keys.len()),
-                false => Keys::Gathered(Tensor::from_slice(&rows()).to_device(device)),
+                false => Keys::Gathered(Gather::new(&keys, device)),
             },
             query_starts: starts(&queries),
             key_starts: starts(&key_starts),
@@ -149,7 +148,7 @@ impl Runs {
     fn rows(&self, x: &Tensor) -> Tensor {
         match &self.keys {
             Keys::AsTheyStand(rows) => x.narrow(0, rows.start as i64, rows.len() as i64),
-            Keys::Gathered(rows) => x.index_select(0, rows),
+            Keys::Gathered(rows) => precision::done(rows.of(x)),
         }
     }
 }

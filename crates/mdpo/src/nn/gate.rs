@@ -5,7 +5,7 @@ use tch::Tensor;
 
 /// `silu(gate) · up`.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Tensor {
-    match precision::is_fused(gate) {
+    match precision::has_parts(gate) {
         true => precision::done(torch_ext::swiglu(gate, up)),
         false => gate.silu() * up,
     }

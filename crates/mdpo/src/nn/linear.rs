@@ -78,7 +78,7 @@ impl Linear {
     fn adapted(&self, x: &Tensor, pass: Pass) -> Option<AdaptedLinear<'_>> {
         let lora = self.lora.as_ref()?;
         let plain = x.dim() == 2 && self.leaves().next().is_none() && !lora.drops(pass);
-        (plain && precision::is_fused(x)).then_some(())?;
+        (plain && precision::has_parts(x)).then_some(())?;
         let LoraWeights { a, b } = lora.factors(pass.role)?;
         let bias = self.bias.as_ref().map(|bias| bias.get(pass.role));
         Some(AdaptedLinear { weight: self.weight.get(pass.role), bias, a, b, scale: lora.scale })

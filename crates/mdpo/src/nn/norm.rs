@@ -3,7 +3,8 @@
 use super::{Param, Pass, precision};
 use tch::{Kind, Tensor};
 
-/// Root-mean-square norm (Zhang & Sennrich 2019): the mean in f32, the result rounded before the weight, as `LlamaRMSNorm` does.
+/// Root-mean-square norm (Zhang & Sennrich 2019): the mean in f32, the result rounded before the weight, as `LlamaRMSNorm` does; on CUDA it is
+/// rounded once, after the weight.
 #[derive(Debug)]
 pub struct RmsNorm {
     weight: Param,
@@ -19,7 +20,7 @@ impl RmsNorm {
     /// `x` is `[…, width]`.
     pub fn forward(&self, x: &Tensor, pass: Pass) -> Tensor {
         let weight = self.weight.get(pass.role);
-        if precision::is_fused(x) && weight.kind() == Kind::Float {
+        if precision::has_parts(x) && weight.kind() == x.kind() {
             return precision::done(torch_ext::rms_norm(x, &weight, self.eps));
         }
         let kind = x.kind();

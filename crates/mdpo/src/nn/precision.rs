@@ -65,6 +65,12 @@ pub(crate) fn is_fused(x: &Tensor) -> bool {
     x.kind() == Kind::Float && x.device() == Device::Cpu && torch_ext::has_fused()
 }
 
+/// Whether the parts of a layer are operations of `torch_ext` for tensors like `x`: everywhere but on a CPU in kinds other than f32, where
+/// the formulas are computed step by step with transformers' rounding.
+pub(crate) fn has_parts(x: &Tensor) -> bool {
+    is_fused(x) || matches!(x.device(), Device::Cuda(_))
+}
+
 /// Attention of spans where [`is_fused`] holds in the precision of products, rounded to the precision of `q`.
 pub(crate) fn span_attention(q: &Tensor, k: &Tensor, v: &Tensor, spans: &QuerySpans) -> Option<Tensor> {
     let (kind, products) = (q.kind(), of_products(q.kind(), q.device()));

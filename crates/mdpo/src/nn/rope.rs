@@ -64,7 +64,7 @@ impl Rope {
 
     /// Turns queries or keys `[tokens, heads, head_dim]`: the two halves of a head form the pairs, as in transformers.
     pub fn apply(x: &Tensor, (cos, sin): &(Tensor, Tensor)) -> Tensor {
-        if precision::is_fused(x) {
+        if precision::has_parts(x) {
             return precision::done(torch_ext::rotary(x, cos, sin));
         }
         let half = x.size()[2] / 2;
