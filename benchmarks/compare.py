@@ -146,6 +146,8 @@ def run(given, contender, objective, dtype):
             code, usage, highest, cut = watch(given, contender, process, folder / "log")
         if code != 0 and cut is None:
             tail = (folder / "out").read_text(errors="replace")[-1000:] + (folder / "log").read_text(errors="replace")[-3000:]
+            if given.gpu and "out of memory" in tail:
+                return {"failed": "out of memory"}
             sys.exit(f"{tail}\n{' '.join(line)}: exit status {code}")
         result = {"max_rss": usage.ru_maxrss * 1024, "page_faults": usage.ru_minflt, "cpu_seconds": usage.ru_utime + usage.ru_stime}
         if given.gpu:
@@ -153,6 +155,8 @@ def run(given, contender, objective, dtype):
         if contender.startswith("mdpo"):
             history = json.loads((folder / "run" / "trainer_state.json").read_text())["log_history"]
             entries = [entry for entry in history if "loss" in entry]
+            if given.gpu:
+                result["cuda_max_allocated"] = max(entry["peak_memory"] for entry in entries)
             return result | {"step_times": [e["step_time"] for e in entries], "losses": [e["loss"] for e in entries]}
         if cut is None:
             return result | json.loads((folder / "out").read_text().splitlines()[-1])
@@ -172,18 +176,23 @@ def measure(given):
     runs = []
     for objective in given.objectives:
         for dtype in given.dtypes:
-            too_slow = set()
+            given_up = set()
             for turn in range(given.rounds):
                 for contender in given.contenders:
-                    if contender in too_slow:
+                    if contender in given_up:
                         continue
                     result = {"objective": objective, "dtype": dtype, "contender": contender, "round": turn}
                     result |= run(given, contender, objective, dtype)
+                    if "failed" in result:
+                        print(f"{objective} {dtype} round {turn + 1} {contender}: {result['failed']}", file=sys.stderr, flush=True)
+                        given_up.add(contender)
+                        runs.append(result)
+                        continue
                     wanted = tokens_of_steps(given, objective)
                     if "tokens" in result and result["tokens"] != wanted:
                         sys.exit(f"{contender} ran over {result['tokens']} tokens, the work is {wanted}")
                     if "cut" in result:
-                        too_slow.add(contender)
+                        given_up.add(contender)
                     elif len(result["step_times"]) != given.steps + 1:
                         sys.exit(f"{contender} reported {len(result['step_times'])} steps instead of {given.steps + 1}")
                     runs.append(result)
@@ -201,6 +210,10 @@ def summarise(given, runs):
             of_mdpo = {}
             for contender in given.contenders:
                 mine = [r for r in runs if (r["objective"], r["dtype"], r["contender"]) == (objective, dtype, contender)]
+                if any("failed" in r for r in mine):
+                    failed = {"name": title(contender, objective), "failed": next(r["failed"] for r in mine if "failed" in r)}
+                    table.append({"objective": objective, "dtype": dtype, "contender": contender} | failed)
+                    continue
                 cut = [r for r in mine if "cut" in r]
                 times = [s for r in mine for s in r["step_times"][1:]]
                 row = {"objective": objective, "dtype": dtype, "contender": contender, "name": title(contender, objective), "cut": bool(cut)}
@@ -215,7 +228,7 @@ def summarise(given, runs):
                     of_mdpo = {"rounds": rounds, "median": row["median"], "max_rss": row["max_rss"], "gpu_memory": row["gpu_memory"]}
                 table.append(row | {"rounds": rounds})
             for row in table:
-                if of_mdpo and (row["objective"], row["dtype"]) == (objective, dtype):
+                if of_mdpo and (row["objective"], row["dtype"]) == (objective, dtype) and "failed" not in row:
                     row["ratio"] = row["median"] / of_mdpo["median"]
                     of_rounds = [s / of_mdpo["rounds"][i] for i, s in row["rounds"].items() if i in of_mdpo["rounds"]]
                     row["ratio_spread"] = [min(of_rounds), max(of_rounds)] if of_rounds else None
@@ -239,22 +252,26 @@ def markdown(given, about, table):
     for objective in given.objectives:
         for dtype in given.dtypes:
             rows = [r for r in table if (r["objective"], r["dtype"]) == (objective, dtype)]
-            lines += [f"## {objective}, {dtype}", "", "| | step, s | times mdpo | tokens/s | peak RSS, GiB | GPU, GiB | mdpo's memory share |", "|---|---|---|---|---|---|---|"]
+            lines += [f"## {objective}, {dtype}", "", "| | step, s | times mdpo | tokens/s | peak RSS, GiB | GPU, GiB | of it tensors, GiB | mdpo's memory share |", "|---|---|---|---|---|---|---|---|"]
             for r in rows:
+                if "failed" in r:
+                    lines.append(f"| {r['name']} | {r['failed']} |" + " – |" * 6)
+                    continue
                 step = f"> {r['median']:.0f} (cut)" if r["cut"] else f"{r['median']:.2f} ({r['least']:.2f}–{r['most']:.2f})"
                 ratio = f"{'> ' * r['cut']}{r['ratio']:.2f}" if "ratio" in r else "–"
                 if r.get("ratio_spread") and not r["cut"]:
                     ratio += f" ({r['ratio_spread'][0]:.2f}–{r['ratio_spread'][1]:.2f})"
                 rate = f"{'< ' * r['cut']}{r['tokens_per_second']:.0f}"
                 gpu = f"{r['gpu_memory'] / GIB:.2f}" if r["gpu_memory"] else "–"
+                tensors = f"{r['cuda_max_allocated'] / GIB:.2f}" if r["cuda_max_allocated"] else "–"
                 share = f"{r['memory_of_mdpo']:.2f}" if r.get("memory_of_mdpo") else "–"
-                lines.append(f"| {r['name']} | {step} | {ratio} | {rate} | {r['max_rss'] / GIB:.2f} | {gpu} | {share} |")
+                lines.append(f"| {r['name']} | {step} | {ratio} | {rate} | {r['max_rss'] / GIB:.2f} | {gpu} | {tensors} | {share} |")
             lines += ["", "Losses, step by step:", "", "| |" + "".join(f" {i + 1} |" for i in range(given.steps + 1)), "|---|" + "---|" * (given.steps + 1)]
-            for r in rows:
+            for r in [r for r in rows if "failed" not in r]:
                 shown = [f"{x:.6f}" for x in r["losses"]] + ["–"] * (given.steps + 1 - len(r["losses"]))
                 lines.append(f"| {r['name']} | " + " | ".join(shown) + " |")
             lines.append("")
-            if any(r["cut"] for r in rows):
+            if any(r.get("cut") for r in rows):
                 scalar = dtype == "bf16" and not given.gpu and "avx512f" not in machine["features"]
                 why = " Without AVX-512 libtorch multiplies bf16 matrices on the CPU in a scalar loop." if scalar else ""
                 lines += [f"Cut: one step had not ended after {given.peer_timeout:.0f} s.{why}", ""]

@@ -80,15 +80,17 @@ def write_model(size, seed, folder):
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(config).to(SIZES[size]["dtype"])
     model.to_empty(device="cpu")
-    # By hand: `to_empty` leaves buffers undefined too, but none of those is saved.
-    generator = torch.Generator().manual_seed(seed)
+    # By hand: `to_empty` leaves buffers undefined too, but none of those is saved. A GPU draws 7B numbers in seconds, a CPU in minutes; they are
+    # other numbers, but the same for all who read the folder.
+    device = "cuda" if size == "gpu" and torch.cuda.is_available() else "cpu"
+    generator = torch.Generator(device).manual_seed(seed)
     for name, p in sorted(model.named_parameters()):
         if "norm" in name or "layrnorm" in name:
             p.data.fill_(1.0 if name.endswith("weight") else 0.0)
         elif name.endswith("bias"):
             p.data.zero_()
         else:
-            p.data.normal_(0.0, 0.02, generator=generator)
+            p.data.copy_(torch.empty_like(p, device=device).normal_(0.0, 0.02, generator=generator))
     model.save_pretrained(folder)
 
 
