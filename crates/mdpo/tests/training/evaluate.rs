@@ -306,6 +306,13 @@ fn what_cannot_be_evaluated_is_refused_before_the_weights_are_read() {
         assert!(message.contains(part), "{message}");
     }
     assert!(refused(&["metric_for_best_model=rewards/accuracy"]).contains("did you mean `eval_rewards/accuracies`?"));
+    // The same file under another name of its folder.
+    let rows = format!("dataset_name={}", lab.path("./held-out.jsonl").display());
+    let message = refused(&[&rows]);
+    assert!(
+        message.contains("`eval_dataset_name`: ") && message.contains("held-out.jsonl` is trained on too"),
+        "{message}"
+    );
     fs::write(lab.path("held-out.jsonl"), format!("{}\n{{}}\n[]\n", row(3, Some("wide.png")))).expect("rows");
     let message = refused(&[]);
     for part in ["held-out rows: ", "held-out.jsonl line 2", "held-out.jsonl line 3", "2 of 3 rows"] {
