@@ -395,7 +395,8 @@ fn answers_whose_questions_cannot_be_told_are_refused_with_what_would_fit() {
         told(
             "a.jsonl",
             r#"{"image": "x.jpg", "question": "Is there a dog in the image?", "answer": "yes"}
-{"image": "x.jpg", "question": "Is there a dog in the image?", "answer": "no"}"#,
+{"image": "x.jpg", "question": "Is there a dog in the image?", "answer": "no"}
+{"image": "y.jpg", "question": "Is there a dog in the image?", "answer": "no"}"#,
         ),
     ];
     insta::assert_snapshot!(messages.join("\n\n"));

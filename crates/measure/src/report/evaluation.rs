@@ -73,7 +73,7 @@ impl Evaluation {
 
     /// Whether both are over the same questions, as far as their rows tell: the same ids and texts, or the same pictures and texts where
     /// ids are places in files.
-    pub fn asks_what(&self, other: &Evaluation) -> bool {
+    pub fn is_over_the_same(&self, other: &Evaluation) -> bool {
         let answers = |evaluation: &Evaluation| evaluation.figures.as_ref().map(|figures| figures.answers);
         if answers(self) != answers(other) {
             return false;

@@ -78,7 +78,7 @@ pub(super) fn benchmarks(report: &Report) -> Vec<Benchmark> {
 fn samples<'a>(report: &'a Report, name: &str) -> Vec<Vec<&'a Evaluation>> {
     let mut samples: Vec<Vec<&Evaluation>> = Vec::new();
     for evaluation in report.evaluations.iter().filter(|e| e.figures.is_some() && e.benchmark() == name) {
-        match samples.iter_mut().find(|sample| sample[0].asks_what(evaluation)) {
+        match samples.iter_mut().find(|sample| sample[0].is_over_the_same(evaluation)) {
             Some(sample) => sample.push(evaluation),
             None => samples.push(vec![evaluation]),
         }

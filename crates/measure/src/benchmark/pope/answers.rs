@@ -135,9 +135,15 @@ fn by_number(rows: Vec<Given>, asked: &Asked) -> Result<Vec<Named>> {
 fn by_image(file: &Path, rows: &[Given], asked: &[Asked]) -> Result<Vec<Named>> {
     let key =
         |image: &Path, text: &str| (image.file_name().map(std::ffi::OsStr::to_owned), first_line(text).to_owned());
+    let questions = asked.iter().flat_map(|asked| &asked.questions);
+    let known: HashSet<_> = questions.map(|question| key(&question.image, &question.text)).collect();
     let (mut answers, mut problems) = (HashMap::new(), Vec::new());
     for row in rows {
         let (Some(image), Some(text)) = (&row.image, &row.question) else { continue };
+        if !known.contains(&key(Path::new(image), text)) {
+            let what = format!("no setting asks `{}` about `{image}`", first_line(text));
+            problems.push(Error::at(&row.place, what));
+        }
         let before: &mut &Given = answers.entry(key(Path::new(image), text)).or_insert(row);
         if before.answer != row.answer {
             let what = format!("another answer to `{}` about `{image}` than in {}", first_line(text), before.place);
