@@ -251,7 +251,8 @@ impl Recipe {
     }
 
     fn check_what_is_evaluated(&mut self, evaluation: &Evaluation) {
-        let answers = evaluation.prompts.is_some() || !evaluation.benchmarks.is_empty();
+        // An entry that is none is told already.
+        let answers = evaluation.prompts.is_some() || self.entry("eval_benchmarks").is_some();
         if evaluation.held_out == HeldOut::Nothing {
             let what = "`max_eval_samples` counts rows that are held out, but none are";
             self.forbid("max_eval_samples", what, "add `eval_dataset_name` or `val_size`, or leave it out");
