@@ -787,9 +787,7 @@ proptest! {
 #[test]
 fn files_that_two_data_sets_share_are_found_and_splits_of_a_folder_share_none() {
     let folder = folder();
-    for name in ["train.jsonl", "test.jsonl"] {
-        fs::write(folder.path().join(name), "").unwrap();
-    }
+    ["train.jsonl", "test.jsonl"].map(|name| fs::write(folder.path().join(name), "").unwrap());
     let shared = |one: &str, other: &str| {
         let path = |name: &str| vec![folder.path().join(name)];
         let found = shared_files(&path(one), &path(other)).unwrap();
@@ -798,5 +796,4 @@ fn files_that_two_data_sets_share_are_found_and_splits_of_a_folder_share_none() 
     assert!(shared("test.jsonl", "").is_empty(), "a folder with splits is trained on by `train` alone");
     assert_eq!(shared("", ""), ["train.jsonl"]);
     assert_eq!(shared("images/../train.jsonl", ""), ["train.jsonl"]);
-    assert!(shared_files(&[folder.path().join("gone.jsonl")], &[]).is_err());
 }

@@ -405,5 +405,6 @@ fn prompts_and_benchmarks_are_answered_and_kept() {
     assert!(message.contains("`eval_objects_"), "{message}");
     let broken = format!("eval_benchmarks=[{{name: objets, data: {}}}]", data.display());
     let message = lab.refused("other", &[&RATES[..], &[broken.as_str()]].concat());
-    assert!(message.starts_with("`eval_benchmarks`: `objets` is none"), "{message}");
+    let expected = "`eval_benchmarks`: `objets` is no benchmark\n  hint: did you mean `objects`?";
+    assert!(message.starts_with(expected), "{message}");
 }

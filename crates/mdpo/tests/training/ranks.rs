@@ -223,7 +223,7 @@ fn ranks_that_hold_out_other_rows_are_refused() {
         let rows: String = (0..=count).map(|i| format!("{}\n", row(i + 9, None))).collect();
         fs::write(folder.join("held-out.jsonl"), rows).expect("rows");
     }
-    let keys = ["eval_strategy=steps", "eval_dataset_name=held-out.jsonl"];
+    let keys = ["loss_type=dpo", "eval_strategy=steps", "eval_dataset_name=held-out.jsonl"];
     let ended = finish(start_in(&lab, "out", &keys, &[(&[], folders[0].as_path()), (&[], folders[1].as_path())]));
     let expected = "error: rank 1 of 2: not the run of rank 0: `rows that are held out` (there ";
     assert!(ended[0].0 == Some(1) && ended[0].1.contains(expected), "{ended:?}");
