@@ -127,6 +127,15 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+#[cfg(feature = "libtorch")]
+impl From<tch::TchError> for Error {
+    /// Keeps the first line of libtorch's message: the rest is a C++ backtrace.
+    fn from(error: tch::TchError) -> Self {
+        let text = error.to_string();
+        Error::at("libtorch", text.lines().next().unwrap_or("unknown error"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,14 +152,5 @@ mod tests {
         assert_eq!((lines[0], lines[1]), ("f.jsonl: 300 problems", "  line 1: no `prompt`"));
         assert_eq!((lines[10], lines[11]), ("  line 10: no `prompt`", "  … and 290 more"));
         assert_eq!(lines[12], "  hint: write one");
-    }
-}
-
-#[cfg(feature = "libtorch")]
-impl From<tch::TchError> for Error {
-    /// Keeps the first line of libtorch's message: the rest is a C++ backtrace.
-    fn from(error: tch::TchError) -> Self {
-        let text = error.to_string();
-        Error::at("libtorch", text.lines().next().unwrap_or("unknown error"))
     }
 }
