@@ -58,6 +58,36 @@ impl Error {
         }
     }
 
+    /// As [`Error::all`], but of more than ten problems only the first ten, and how many there are: what is wrong with hundreds of rows is
+    /// mostly wrong with all of them alike, and the first message should stay in sight. `place` is the file that has them.
+    pub fn first_ten(place: impl fmt::Display, problems: Vec<Error>) -> Result<()> {
+        const TOLD: usize = 10;
+        if problems.len() <= TOLD {
+            return Self::all(problems);
+        }
+        let (lines, hints) = Self::listing(&problems, TOLD);
+        let refusal = Self::at(place, format!("{} problems{lines}", problems.len()));
+        Err(if hints.is_empty() { refusal } else { refusal.hint(hints.join("\n  hint: ")) })
+    }
+
+    /// A line for each of the first `listed` problems and one that counts the rest; and the hints of those that are listed, each once.
+    pub fn listing(problems: &[Error], listed: usize) -> (String, Vec<&str>) {
+        let (mut lines, mut hints) = (String::new(), Vec::new());
+        for problem in problems.iter().take(listed) {
+            match problem {
+                Error::One(problem) => {
+                    lines += &format!("\n  {}: {}", problem.place, problem.what);
+                    hints.extend(problem.hint.as_deref().filter(|hint| !hints.contains(hint)));
+                }
+                Error::Many(_) => lines += &format!("\n  {}", problem.to_string().replace('\n', "\n  ")),
+            }
+        }
+        if problems.len() > listed {
+            lines += &format!("\n  … and {} more", problems.len() - listed);
+        }
+        (lines, hints)
+    }
+
     /// An operating-system error while doing `action` (`read`, `create` …) on `path`.
     pub fn io(action: &str, path: &std::path::Path, error: &std::io::Error) -> Self {
         let problem = Error::at(path.display(), format!("cannot {action}: {error}"));
@@ -103,5 +133,24 @@ impl From<tch::TchError> for Error {
     fn from(error: tch::TchError) -> Self {
         let text = error.to_string();
         Error::at("libtorch", text.lines().next().unwrap_or("unknown error"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_many_problems_the_first_ten_are_told_and_the_rest_counted() {
+        let problem = |row: usize| Error::at(format!("line {row}"), "no `prompt`").hint("write one");
+        let told = |count: usize| Error::first_ten("f.jsonl", (1..=count).map(problem).collect());
+        assert!(told(0).is_ok());
+        assert_eq!(told(10).unwrap_err().to_string().lines().count(), 21);
+        let text = told(300).unwrap_err().to_string();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 13, "{text}");
+        assert_eq!((lines[0], lines[1]), ("f.jsonl: 300 problems", "  line 1: no `prompt`"));
+        assert_eq!((lines[10], lines[11]), ("  line 10: no `prompt`", "  … and 290 more"));
+        assert_eq!(lines[12], "  hint: write one");
     }
 }

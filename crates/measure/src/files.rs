@@ -7,9 +7,6 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// So many bad rows are told one by one.
-const TOLD: usize = 20;
-
 /// A name that files write as text or as a number, read as text.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize)]
 #[serde(from = "Name")]
@@ -69,14 +66,9 @@ pub fn at(path: &Path, line: usize) -> String {
     format!("{} line {line}", path.display())
 }
 
-/// Fails with the first of some problems and the number of the rest.
-pub fn tell(path: &Path, mut problems: Vec<Error>) -> Result<()> {
-    let more = problems.len().saturating_sub(TOLD);
-    problems.truncate(TOLD);
-    if more > 0 {
-        problems.push(Error::at(path.display(), format!("{more} more problems of this kind")));
-    }
-    Error::all(problems)
+/// Fails with the first of a file's problems and their number.
+pub fn tell(path: &Path, problems: Vec<Error>) -> Result<()> {
+    Error::first_ten(path.display(), problems)
 }
 
 /// A message of serde_json without its ending: a JSON Lines row is always on line 1 of itself.

@@ -4,6 +4,7 @@
 //! one row per question back.
 
 pub mod error;
+mod nearest;
 pub mod figures;
 mod files;
 pub mod interval;
@@ -15,3 +16,4 @@ pub mod tensorboard;
 
 pub use error::{Error, Result};
 pub use figures::{Better, Figure, Figures};
+pub use nearest::nearest;

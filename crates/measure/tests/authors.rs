@@ -1,6 +1,6 @@
 //! Figures against what the authors' own scripts say of the same answers (`parity/evaluation`).
 
-use mdpo_measure::benchmark::{Answers, Benchmark, Loaded, Missing, Options};
+use mdpo_measure::benchmark::{Benchmark, Loaded, Missing, Options};
 use mdpo_measure::interval::Bootstrap;
 use std::path::{Path, PathBuf};
 
@@ -15,9 +15,10 @@ fn compare(benchmark: Benchmark, folder: &str, answers: &str, tolerance: f64, pa
     let expected = std::fs::read_to_string(fixtures().join("expected.json")).expect("expected values");
     let expected: serde_json::Value = serde_json::from_str(&expected).expect("JSON");
     let loaded = Loaded::open(benchmark, &fixtures().join(folder), &Options::default());
-    let answers = Answers::read(&fixtures().join(folder).join(answers)).unwrap_or_else(|error| panic!("{error}"));
+    let loaded = loaded.unwrap_or_else(|error| panic!("{error}"));
+    let answers = loaded.read_answers(&fixtures().join(folder).join(answers)).unwrap_or_else(|error| panic!("{error}"));
     let bootstrap = Bootstrap { resamples: 1, seed: 1 };
-    let scored = loaded.and_then(|loaded| loaded.score(&answers, Missing::Refuse, bootstrap));
+    let scored = loaded.score(&answers, Missing::Refuse, bootstrap);
     let figures = scored.unwrap_or_else(|error| panic!("{error}")).figures.figures;
     for (ours, group, theirs, scale) in pairs {
         let figure = figures.iter().find(|figure| figure.name == *ours).expect("a figure");

@@ -76,6 +76,11 @@ pub struct Group {
     world: usize,
 }
 
+// SAFETY: nothing of a process group is bound to the thread that made it: c10d's backends and stores lock what they share, and Gloo's
+// calls run on threads of its own.
+#[expect(unsafe_code, reason = "the raw pointer keeps it from being derived")]
+unsafe impl Send for Group {}
+
 impl Group {
     /// Waits for all the others and joins them.
     ///

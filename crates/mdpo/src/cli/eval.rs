@@ -11,6 +11,7 @@ use mdpo_measure::benchmark::{Answers, Benchmark, Loaded, Missing, Options, Ques
 use mdpo_measure::figures::{Better, Figures};
 use mdpo_measure::interval::Bootstrap;
 use mdpo_measure::judge::{Judge, JudgeSettings, Price};
+use std::collections::HashSet;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -36,7 +37,7 @@ pub(super) struct Eval {
     /// A table of synonyms in the format of CHAIR's authors (`chair`, `objects`)
     #[arg(long, value_name = "FILE")]
     synonyms: Option<PathBuf>,
-    /// Score these answers: JSON lines with `id` and `answer`
+    /// Score these answers: JSON lines with `id` and `answer`; for `pope` also its authors' form, or a folder with a file for each setting
     #[arg(long, value_name = "FILE", conflicts_with = "model")]
     answers: Option<PathBuf>,
     /// Leave questions without an answer out of the figures
@@ -48,7 +49,7 @@ pub(super) struct Eval {
     /// Write `metrics.json` and `rows.jsonl` into this folder, and the answers of a checkpoint, which go on where they were cut off
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
-    /// Ask only about so many of the images, drawn by `--seed`, but all questions about each
+    /// Ask only about so many of the images, drawn by `--seed`, but all questions about each; for `preferences` so many of the rows
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
     /// Seed of that draw, of the polls of `objects` and of the intervals
@@ -154,6 +155,9 @@ impl Eval {
         if self.batch_size == 0 {
             return Err(Error::at("`--batch-size`", "expected at least 1, found 0"));
         }
+        if self.limit == Some(0) {
+            return Err(Error::at("`--limit`", "expected at least 1, found 0"));
+        }
         let by_table = is(&[Measured::Rule(Benchmark::Chair), Measured::Rule(Benchmark::Objects)]);
         let answers = !is(&[Measured::Preferences]);
         let given = [
@@ -161,7 +165,6 @@ impl Eval {
             ("--judge-url", self.judge.judge_url.is_some(), is(&[Measured::Mmhal]), "`mmhal`"),
             ("--synonyms", self.synonyms.is_some(), by_table, "`chair` and `objects`"),
             ("--images", self.images.is_some(), rule, "benchmarks that a rule scores"),
-            ("--limit", self.limit.is_some(), rule, "benchmarks that a rule scores"),
             ("--allow-missing", self.allow_missing, rule, "benchmarks that a rule scores"),
             ("--questions", self.questions.is_some(), rule, "benchmarks that a rule scores"),
             ("--answers", self.answers.is_some(), answers, "benchmarks with questions"),
@@ -217,6 +220,7 @@ impl Eval {
             return Ok(ExitCode::SUCCESS);
         }
         let answers = self.answers(
+            |path| loaded.read_answers(path),
             || loaded.check_images(),
             loaded.questions().iter().map(|question| (&question.id, &question.text, &question.image)),
         )?;
@@ -226,16 +230,17 @@ impl Eval {
         if let Some(folder) = &self.output {
             scored.write(folder)?;
         }
-        super::print(table(&scored.figures, &of_questions(&scored.figures, asked)))?;
+        super::print(table(&scored.figures, &of_questions(&scored.figures, asked, NOT_ANSWERED)))?;
         Ok(ExitCode::SUCCESS)
     }
 
     fn by_judge(&self) -> Done {
-        let items = mmhal::read(&self.data)?;
+        let (items, others) = mmhal::draw(mmhal::read(&self.data)?, self.limit, self.seed);
         let judge = self.judge.open()?;
         let prompt =
             self.judge.judge_prompt.as_deref().map_or_else(|| Ok(mmhal::Prompt::own()), mmhal::Prompt::read)?;
         let answers = self.answers(
+            Answers::read,
             || match items.iter().find(|item| !item.image.is_file()) {
                 Some(item) => {
                     Err(Error::at(item.image.display(), "no such image").hint("the authors' `test_data.zip` has them"))
@@ -244,7 +249,10 @@ impl Eval {
             },
             items.iter().map(|item| (&item.id, &item.question, &item.image)),
         )?;
-        let answered = mmhal::match_answers(&items, answers.iter(), answers.source())?;
+        // Answers to questions that were not drawn are no mistake.
+        let others: HashSet<&str> = others.iter().map(|item| item.id.as_str()).collect();
+        let asked = answers.iter().filter(|(id, _)| !others.contains(id));
+        let answered = mmhal::match_answers(&items, asked, answers.source())?;
         let options = mmhal::Options { prompt, bootstrap: self.bootstrap(), ..mmhal::Options::default() };
         eprintln!(
             "{} answers go to the judge, {} at a time; one that it does not grade within two minutes is sent again",
@@ -256,10 +264,11 @@ impl Eval {
         if let Some(folder) = &self.output {
             scored.write(folder)?;
         }
-        super::print(table(&scored.figures, &of_questions(&scored.figures, items.len())))?;
+        let over = of_questions(&scored.figures, items.len(), NOT_JUDGED);
+        super::print(table(&scored.figures, &over))?;
         super::print(spent(&judge, &scored))?;
         let failed = |(id, error): (String, Error)| Error::at(format!("question `{id}`"), error);
-        Error::all(scored.failed.into_iter().map(failed).collect())?;
+        Error::first_ten("the judge", scored.failed.into_iter().map(failed).collect())?;
         Ok(ExitCode::SUCCESS)
     }
 
@@ -287,7 +296,8 @@ impl Eval {
         if !train::shows_images(&run)? {
             run = read("dpo")?;
         }
-        let scored = train::preferences(&run, self.adapter.as_deref(), self.bootstrap())?;
+        let rows = self.limit.map_or(train::Rows::All, train::Rows::Drawn);
+        let scored = train::preferences(&run, self.adapter.as_deref(), rows, self.bootstrap())?;
         if let Some(folder) = &self.output {
             scored.write(folder)?;
         }
@@ -310,14 +320,15 @@ impl Eval {
         figures.adapter = self.adapter.as_ref().map(|adapter| adapter.display().to_string());
     }
 
-    /// The answers of a file, or those of the checkpoint, after `check` of the images that it will see.
+    /// The answers of a file, which `read` reads, or those of the checkpoint, after `check` of the images that it will see.
     fn answers<'q>(
         &self,
+        read: impl FnOnce(&Path) -> Result<Answers>,
         check: impl FnOnce() -> Result<()>,
         questions: impl Iterator<Item = (&'q String, &'q String, &'q PathBuf)>,
     ) -> Result<Answers> {
         let (model, folder) = match (&self.answers, &self.model, &self.output) {
-            (Some(path), _, _) => return Answers::read(path),
+            (Some(path), _, _) => return read(path),
             (None, Some(model), Some(folder)) => (model, folder),
             (None, Some(_), None) => {
                 let problem = Error::at("`--output`", "expected a folder for the checkpoint's answers");
@@ -405,25 +416,29 @@ fn spent(judge: &Judge, scored: &mmhal::Scored) -> String {
     text + "\n"
 }
 
-/// Questions as a file of prompts: one JSON object a line with `id`, `prompt` and `image`.
+/// Questions as a file of prompts: one JSON object a line with `id`, `prompt` and `image`. A file that is there and says something else stays.
 fn write_questions(path: &Path, questions: &[Question]) -> Result<()> {
-    crate::weights::write_file(path, |out| {
-        for question in questions {
-            let image = std::path::absolute(&question.image).unwrap_or_else(|_| question.image.clone());
-            let row = serde_json::json!({"id": question.id, "prompt": question.text, "image": image});
-            writeln!(out, "{row}")?;
-        }
-        Ok(())
-    })
+    let mut text = String::new();
+    for question in questions {
+        let image = std::path::absolute(&question.image).unwrap_or_else(|_| question.image.clone());
+        text += &format!("{}\n", serde_json::json!({"id": question.id, "prompt": question.text, "image": image}));
+    }
+    if path.is_file() && std::fs::read(path).map_err(|error| Error::io("read", path, &error))? != text.as_bytes() {
+        let problem = Error::at(path.display(), "`--questions` is there already and holds something else");
+        return Err(problem.hint("choose another name, or remove that file"));
+    }
+    crate::weights::write_file(path, |out| out.write_all(text.as_bytes()))
 }
 
-/// What the figures are over.
-fn of_questions(figures: &Figures, questions: usize) -> String {
+/// Why questions are in no figure.
+const NOT_ANSWERED: &str = "the others have no answer";
+const NOT_JUDGED: &str = "of the others the judge gave no verdict";
+
+/// What the figures are over; `others` says why some questions are in none.
+fn of_questions(figures: &Figures, questions: usize, others: &str) -> String {
     match figures.answers {
         all if all == questions => format!("{all} questions; shares in percent, 95 % interval over questions"),
-        some => format!(
-            "{some} of {questions} questions, the others have no answer; shares in percent, 95 % interval over questions"
-        ),
+        some => format!("{some} of {questions} questions, {others}; shares in percent, 95 % interval over questions"),
     }
 }
 
@@ -475,12 +490,14 @@ mod tests {
                 figure("POPE/yes_share", None, Better::Neither),
             ],
         };
-        insta::assert_snapshot!(table(&figures, &of_questions(&figures, 100)), @r"
+        insta::assert_snapshot!(table(&figures, &of_questions(&figures, 100, NOT_ANSWERED)), @r"
         objects: llava with runs/mdpo
         90 of 100 questions, the others have no answer; shares in percent, 95 % interval over questions
         CHAIRi            9.96  7.96 to 12.21   lower is better
         POPE/accuracy    100.0  98.0 to 102.2   higher is better
         POPE/yes_share       –
         ");
+        let judged = of_questions(&figures, 96, NOT_JUDGED);
+        assert!(judged.starts_with("90 of 96 questions, of the others the judge gave no verdict; "), "{judged}");
     }
 }

@@ -3,7 +3,7 @@
 //! Names and meanings are those of transformers' `Trainer` and its `EarlyStoppingCallback`; `val_size` is LLaMA-Factory's.
 
 use super::keys;
-use super::recipe::Recipe;
+use super::recipe::{Recipe, plain};
 use super::validate::{each, flag, number, one_of, text, whole};
 use super::{Output, Save};
 use serde_json::{Value, json};
@@ -147,9 +147,7 @@ impl Recipe {
             max_samples: self.optional("max_eval_samples", whole(1)),
             per_device: self.value("per_device_eval_batch_size", whole(1)),
             best: self.best(),
-            benchmarks: self
-                .optional("eval_benchmarks", |value| each(value, benchmark).filter(|all| distinct_names(all)))
-                .unwrap_or_default(),
+            benchmarks: self.benchmarks(),
             prompts: self.optional("eval_prompts", text).map(PathBuf::from),
             max_new_tokens: self.value("eval_max_new_tokens", whole(1)),
         };
@@ -227,8 +225,34 @@ impl Recipe {
         })
     }
 
+    /// Every entry that is none is told by its number.
+    fn benchmarks(&mut self) -> Vec<BenchmarkSample> {
+        let Some(value) = self.entry("eval_benchmarks").map(|entry| entry.value.clone()) else { return Vec::new() };
+        let entries = value.as_array().map_or(std::slice::from_ref(&value), Vec::as_slice);
+        if entries.is_empty() {
+            let what = "`eval_benchmarks` is an empty list";
+            self.complain("eval_benchmarks", what, "leave it out, or name a benchmark");
+        }
+        let mut found: Vec<BenchmarkSample> = Vec::new();
+        for (number, entry) in (1..).zip(entries) {
+            // Figures are told apart by the benchmark's name.
+            let read = benchmark(entry).and_then(|sample| match found.iter().any(|other| other.name == sample.name) {
+                true => Err((format!("`{}` is there already", sample.name), "leave one of the two out".to_owned())),
+                false => Ok(sample),
+            });
+            match read {
+                Ok(sample) => found.push(sample),
+                Err((what, hint)) => {
+                    self.complain("eval_benchmarks", format!("`eval_benchmarks` entry {number}: {what}"), hint);
+                }
+            }
+        }
+        found
+    }
+
     fn check_what_is_evaluated(&mut self, evaluation: &Evaluation) {
-        let answers = evaluation.prompts.is_some() || !evaluation.benchmarks.is_empty();
+        // An entry that is none is told already.
+        let answers = evaluation.prompts.is_some() || self.entry("eval_benchmarks").is_some();
         if evaluation.held_out == HeldOut::Nothing {
             let what = "`max_eval_samples` counts rows that are held out, but none are";
             self.forbid("max_eval_samples", what, "add `eval_dataset_name` or `val_size`, or leave it out");
@@ -269,22 +293,34 @@ impl Recipe {
     }
 }
 
-/// `{name: …, data: …, limit: …}`; nothing else.
-fn benchmark(value: &Value) -> Option<BenchmarkSample> {
-    let map = value.as_object()?;
-    if !map.keys().all(|key| ["name", "data", "limit"].contains(&key.as_str())) {
-        return None;
-    }
-    let limit = match map.get("limit").filter(|limit| !limit.is_null()) {
-        Some(limit) => Some(whole(1)(limit)?),
-        None => None,
+/// `{name: …, data: …, limit: …}` and nothing else; or what is wrong with it, and how to mend that.
+fn benchmark(value: &Value) -> Result<BenchmarkSample, (String, String)> {
+    const KEYS: [&str; 3] = ["name", "data", "limit"];
+    let Some(map) = value.as_object() else {
+        let name = value.as_str().unwrap_or("NAME");
+        let what = format!("expected a mapping with `name` and `data`, found `{}`", plain(value));
+        return Err((what, format!("write `{{name: {name}, data: FOLDER}}`")));
     };
-    Some(BenchmarkSample { name: text(map.get("name")?)?, data: PathBuf::from(text(map.get("data")?)?), limit })
-}
-
-/// Figures are told apart by the benchmark's name.
-fn distinct_names(all: &[BenchmarkSample]) -> bool {
-    all.iter().enumerate().all(|(i, one)| all[..i].iter().all(|other| other.name != one.name))
+    if let Some(key) = map.keys().find(|key| !KEYS.contains(&key.as_str())) {
+        let hint = match super::nearest(key, KEYS) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => "its keys are `name`, `data` and, for a sample of its images, `limit`".to_owned(),
+        };
+        return Err((format!("`{key}` is no key of a benchmark"), hint));
+    }
+    let needed = |key: &str, hint: &str| {
+        let found = map.get(key).map(|value| text(value).ok_or_else(|| format!("found `{}`", plain(value))));
+        let read = found.unwrap_or_else(|| Err("found none".to_owned()));
+        read.map_err(|found| (format!("expected a text as `{key}`, {found}"), hint.to_owned()))
+    };
+    let name = needed("name", "name a benchmark, as `mdpo eval --benchmark` does")?;
+    let data = needed("data", "name the folder with the benchmark's files: `data: FOLDER`")?;
+    let limit = map.get("limit").filter(|limit| !limit.is_null());
+    let limit = limit.map(|limit| {
+        let what = || format!("expected a whole number from 1 as `limit`, found `{}`", plain(limit));
+        whole(1)(limit).ok_or_else(|| (what(), "leave it out to ask about all images".to_owned()))
+    });
+    Ok(BenchmarkSample { name, data: PathBuf::from(data), limit: limit.transpose()? })
 }
 
 impl Evaluation {

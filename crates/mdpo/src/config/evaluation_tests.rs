@@ -26,6 +26,14 @@ fn keys_of_evaluation_mean_what_they_mean_in_transformers() {
     );
 }
 
+#[test]
+fn every_benchmark_that_is_none_is_told_by_its_number() {
+    let entries = "[objects, {name: pope, data: p, limt: 3}, {name: pope}, {name: 7, data: p}, {name: pope, data: p, limit: 0}, \
+        {name: chair, data: c}, {name: chair, data: d}, {name: amber-generative, data: a, folder: b}]";
+    let said = super::tests::bad(&format!("eval_strategy: steps\neval_benchmarks: {entries}"), &[]);
+    insta::assert_snapshot!(said);
+}
+
 /// Evaluations that go with any way to save: none ends with its best model but those that are saved where they are.
 pub(super) fn evaluation(save: Save) -> impl Strategy<Value = Option<Evaluation>> {
     let held_out = prop_oneof![

@@ -281,12 +281,3 @@ pub(super) const REFUSED: &[Refused] = &[
 pub(super) fn find(written: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.name == written || key.aliases.contains(&written))
 }
-
-/// The candidate most like `written`, when one is alike enough to be meant.
-pub(crate) fn nearest<'a>(written: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    // 0.7 lets `crpo` be `crop` and keeps `ipo` from being `dpo`.
-    let written = written.replace('-', "_").to_lowercase();
-    let alike = |name: &str| strsim::normalized_damerau_levenshtein(&written, &name.to_lowercase());
-    let scored = candidates.into_iter().map(|name| (alike(name), name));
-    scored.filter(|(score, _)| *score >= 0.7).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, name)| name)
-}

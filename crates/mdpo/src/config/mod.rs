@@ -22,7 +22,7 @@ use crate::{Error, Result};
 
 pub use evaluation::{BenchmarkSample, Best, Direction, EarlyStopping, EndsWith, EvaluateWhen, Evaluation, HeldOut};
 pub use hub::find_model;
-pub(crate) use keys::nearest;
+pub(crate) use mdpo_measure::nearest;
 #[cfg(test)]
 pub(crate) use objective::loss_types;
 pub use objective::{

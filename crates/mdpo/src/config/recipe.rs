@@ -9,6 +9,7 @@ use serde_json::Value;
 use serde_saphyr::{DuplicateKeyPolicy, NonFiniteFloatPolicy, Spanned};
 
 use super::keys::{self, KEYS, Key, NO_EFFECT, REFUSED};
+use super::nearest;
 use crate::{Error, Result};
 
 /// Where a key was written, in the order in which problems are told.
@@ -145,7 +146,7 @@ impl Recipe {
             return;
         }
         let known = KEYS.iter().flat_map(|key| std::iter::once(key.name).chain(key.aliases.iter().copied()));
-        let hint = match keys::nearest(written, known) {
+        let hint = match nearest(written, known) {
             Some(name) => format!("did you mean `{name}`?"),
             None => "docs/recipes.md lists every key".to_owned(),
         };

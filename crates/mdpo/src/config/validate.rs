@@ -414,7 +414,7 @@ impl Recipe {
         // In a list the first name that is none of them.
         let items = entry.value.as_array().map_or(std::slice::from_ref(&entry.value), Vec::as_slice);
         let unknown = items.iter().map(plain).find(|item| !choices.contains(&item.as_str()));
-        let near = unknown.and_then(|name| keys::nearest(&name, choices));
+        let near = unknown.and_then(|name| nearest(&name, choices));
         let glued = entry.value.as_object().is_some_and(|map| map.iter().any(|(k, v)| k.contains(':') && v.is_null()));
         let scalar = entry.value.is_number() || entry.value.is_boolean();
         let quoted = Value::String(found.clone());

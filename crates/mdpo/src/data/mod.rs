@@ -344,6 +344,20 @@ fn example(
     }
 }
 
+/// The files that two data sets share, as resolved paths.
+///
+/// # Errors
+/// Files that are missing, as [`load`] tells them.
+pub fn shared_files(one: &[PathBuf], other: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let resolved = |paths: &[PathBuf]| -> Result<Vec<PathBuf>> {
+        let files = files::list(paths)?.into_iter();
+        Ok(files.map(|path| path.canonicalize().unwrap_or(path)).collect())
+    };
+    let (mut one, other) = (resolved(one)?, resolved(other)?);
+    one.retain(|path| other.contains(path));
+    Ok(one)
+}
+
 /// The problems of a data set of `rows` rows that give something to compare, where they may be left out: at most `allowed` of them (`max_skipped_rows`), and never all rows.
 ///
 /// # Errors
@@ -353,22 +367,8 @@ pub fn decide(problems: Vec<Error>, allowed: usize, rows: usize) -> Result<Vec<E
     if problems.len() <= allowed && (problems.len() < rows || problems.is_empty()) {
         return Ok(problems);
     }
-    let mut what = format!("{} of {} cannot be used", problems.len(), shape::count(rows, "row"));
-    let mut hints: Vec<&str> = Vec::new();
-    for problem in problems.iter().take(LISTED) {
-        match problem {
-            Error::One(problem) => {
-                what += &format!("\n  {}: {}", problem.place, problem.what);
-                if let Some(hint) = problem.hint.as_deref().filter(|hint| !hints.contains(hint)) {
-                    hints.push(hint);
-                }
-            }
-            Error::Many(_) => what += &format!("\n  {}", problem.to_string().replace('\n', "\n  ")),
-        }
-    }
-    if problems.len() > LISTED {
-        what += &format!("\n  … and {} more", problems.len() - LISTED);
-    }
+    let (lines, mut hints) = Error::listing(&problems, LISTED);
+    let what = format!("{} of {} cannot be used{lines}", problems.len(), shape::count(rows, "row"));
     let leave_out = format!("mend them, or leave them out with `max_skipped_rows: {}`", problems.len());
     if problems.len() < rows {
         hints.push(&leave_out);

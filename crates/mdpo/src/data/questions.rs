@@ -89,7 +89,7 @@ pub fn questions(path: &Path) -> Result<Vec<Question>> {
             },
         }
     }
-    Error::all(problems)?;
+    Error::first_ten(path.display(), problems)?;
     match found.is_empty() {
         true => Err(Error::at(path.display(), "the file has no prompts")),
         false => Ok(found),
@@ -203,6 +203,10 @@ not JSON"#;
             assert!(told.contains(part), "{part}\n{told}");
         }
         assert!(told.starts_with("9 problems"), "{told}");
+        let many = "{\"prompt\": 1}\n".repeat(300);
+        let told = read(&many).unwrap_err().to_string();
+        assert!(told.contains("prompts.jsonl: 300 problems\n") && told.contains("… and 290 more"), "{told}");
+        assert!(told.lines().count() <= 14, "{told}");
         assert!(read("\n").unwrap_err().to_string().contains("the file has no prompts"));
     }
 }

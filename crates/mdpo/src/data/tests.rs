@@ -783,3 +783,17 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn files_that_two_data_sets_share_are_found_and_splits_of_a_folder_share_none() {
+    let folder = folder();
+    ["train.jsonl", "test.jsonl"].map(|name| fs::write(folder.path().join(name), "").unwrap());
+    let shared = |one: &str, other: &str| {
+        let path = |name: &str| vec![folder.path().join(name)];
+        let found = shared_files(&path(one), &path(other)).unwrap();
+        found.iter().map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect::<Vec<_>>()
+    };
+    assert!(shared("test.jsonl", "").is_empty(), "a folder with splits is trained on by `train` alone");
+    assert_eq!(shared("", ""), ["train.jsonl"]);
+    assert_eq!(shared("images/../train.jsonl", ""), ["train.jsonl"]);
+}

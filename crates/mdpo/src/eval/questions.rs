@@ -88,7 +88,7 @@ impl Asker<'_> {
                 Err(problem) => problems.push(problem),
             }
         }
-        Error::all(problems)?;
+        Error::first_ten("questions", problems)?;
         Ok(all)
     }
 

@@ -2,7 +2,7 @@
 
 use crate::address::Address;
 use crate::config::{self, HeldOut, Run};
-use crate::data::Dataset;
+use crate::data::{self, Dataset};
 use crate::{Error, Result};
 use rand::Rng;
 
@@ -23,7 +23,7 @@ pub(super) fn divide(run: &Run, mut dataset: Dataset) -> Result<(Dataset, Option
         let what = format!("holds out {held_out} of {rows} rows, so that none is left to train on");
         return Err(Error::at("`val_size`", what).hint("hold out fewer, or add rows"));
     }
-    let drawn = drawn(run.seed, rows, held_out.min(rows));
+    let drawn = drawn("held-out row", run.seed, rows, held_out.min(rows));
     let (mut kept, mut apart) = (Vec::with_capacity(rows - held_out.min(rows)), Vec::with_capacity(held_out));
     for (example, held_out) in dataset.examples.into_iter().zip(drawn) {
         if held_out { apart.push(example) } else { kept.push(example) }
@@ -33,13 +33,13 @@ pub(super) fn divide(run: &Run, mut dataset: Dataset) -> Result<(Dataset, Option
     Ok((dataset, Some(apart)))
 }
 
-/// Which of `rows` rows are held out: those with the smallest numbers of their own.
-fn drawn(seed: u64, rows: usize, held_out: usize) -> Vec<bool> {
-    let number = |row: usize| Address { seed, epoch: 0, example: row as u64 }.rng("held-out row").next_u64();
+/// Which of `rows` rows are drawn for a purpose: the `count` with the smallest numbers of their own.
+pub(super) fn drawn(purpose: &str, seed: u64, rows: usize, count: usize) -> Vec<bool> {
+    let number = |row: usize| Address { seed, epoch: 0, example: row as u64 }.rng(purpose).next_u64();
     let mut numbers: Vec<(u64, usize)> = (0..rows).map(|row| (number(row), row)).collect();
     numbers.sort_unstable();
     let mut drawn = vec![false; rows];
-    numbers.iter().take(held_out).for_each(|&(_, row)| drawn[row] = true);
+    numbers.iter().take(count).for_each(|&(_, row)| drawn[row] = true);
     drawn
 }
 
@@ -54,7 +54,14 @@ pub(super) fn dataset(
 ) -> Result<Option<Dataset>> {
     let Some(evaluation) = &run.evaluation else { return Ok(None) };
     let found = match &evaluation.held_out {
-        HeldOut::Files(paths) => Some(load(&config::Data { paths: paths.clone(), ..run.data.clone() })?),
+        HeldOut::Files(paths) => {
+            if let Some(path) = data::shared_files(paths, &run.data.paths)?.first() {
+                let what = format!("`{}` is trained on too, as a file of `dataset_name`", path.display());
+                let hint = "name files of their own (of a folder with splits, its `test` file), or hold out rows of the data set: `val_size: 0.05`";
+                return Err(Error::at("`eval_dataset_name`", what).hint(hint));
+            }
+            Some(load(&config::Data { paths: paths.clone(), ..run.data.clone() })?)
+        }
         HeldOut::Nothing | HeldOut::Share(_) | HeldOut::Rows(_) => own,
     };
     Ok(found.map(|mut dataset| {
@@ -83,7 +90,7 @@ mod tests {
         #[test]
         fn as_many_rows_are_held_out_as_asked_for_and_more_hold_out_the_same_ones(seed: u64, rows in 2usize..80, share in 0.0f64..1.0) {
             let fewer = (share * rows as f64) as usize;
-            let (some, more) = (drawn(seed, rows, fewer), drawn(seed, rows, fewer + 1));
+            let (some, more) = (drawn("row", seed, rows, fewer), drawn("row", seed, rows, fewer + 1));
             prop_assert_eq!(some.iter().filter(|held_out| **held_out).count(), fewer);
             prop_assert!(some.iter().zip(&more).all(|(some, more)| !some || *more));
         }
@@ -92,7 +99,7 @@ mod tests {
     #[test]
     fn which_rows_are_held_out_never_changes() {
         // A run of today must resume with any later version without having seen its held-out rows.
-        let held_out: Vec<usize> = (0..20).filter(|&row| drawn(42, 20, 4)[row]).collect();
+        let held_out: Vec<usize> = (0..20).filter(|&row| drawn("held-out row", 42, 20, 4)[row]).collect();
         assert_eq!(held_out, [5, 15, 16, 19]);
     }
 }

@@ -37,7 +37,7 @@ pub use micro::{Micro, Origin, Places, Prepared, Share, StepCut, Steps};
 pub use preferences::{preferences, shows_images};
 pub use progress::clock;
 pub use ranks::Ranks;
-pub use reference::{ReferenceRow, reference};
+pub use reference::{ReferenceRow, Rows, reference};
 pub use reference_cache::{KnownReference, Missing, PromptKey, ReferenceCache, ReferencePrompt};
 pub use run::{Outcome, train, train_on, try_load};
 pub use stage::{Clock, Laps, Stage};

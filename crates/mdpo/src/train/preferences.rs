@@ -5,7 +5,8 @@
 //! as in training, at the first epoch's addresses, so that two models are asked about the same pictures. With an adapter both questions are also asked
 //! of the log-ratio to the model without it, which is the implicit reward over β.
 
-use super::{Inputs, PictureCheck, ReferenceRow, reference};
+use super::reference::reference_of;
+use super::{Inputs, PictureCheck, ReferenceRow, Rows};
 use crate::Result;
 use crate::config::{Dpo, DpoLoss, Objective, Run};
 use crate::data::{Answer, Example, ImageSource, Message, Part, Prompt, Response};
@@ -43,14 +44,14 @@ pub fn shows_images(run: &Run) -> Result<bool> {
     Ok(inputs.examples.iter().any(|example| !example.images.is_empty()))
 }
 
-/// Figures of the pairs of `run`'s data set under its checkpoint, with an adapter where one is given: accuracies in percent, margins in nats.
+/// Figures of the pairs of `run`'s data set, or of those of some of its rows, under its checkpoint, with an adapter where one is given: accuracies in percent, margins in nats.
 ///
 /// # Errors
-/// What [`reference()`] gives.
-pub fn preferences(run: &Run, adapter: Option<&Path>, bootstrap: Bootstrap) -> Result<Scored> {
+/// What [`reference()`](super::reference()) gives.
+pub fn preferences(run: &Run, adapter: Option<&Path>, which: Rows, bootstrap: Bootstrap) -> Result<Scored> {
     let log_probs = |adapter: Option<&Path>| -> Result<Vec<ReferenceRow>> {
         let mut rows = Vec::new();
-        reference(run, adapter, |row| {
+        reference_of(run, adapter, which, |row| {
             rows.push(row);
             Ok(())
         })?;
@@ -60,7 +61,8 @@ pub fn preferences(run: &Run, adapter: Option<&Path>, bootstrap: Bootstrap) -> R
     let bare = adapter.map(|_| log_probs(None)).transpose()?;
     let inputs = Inputs::open(run, PictureCheck::Header)?;
     let (mut tally, mut rows, mut next) = (Tally::new(COLUMNS), Vec::new(), 0);
-    for example in &inputs.examples {
+    for index in which.of(run.seed, inputs.examples.len()) {
+        let example = &inputs.examples[index];
         let mut of_row = Vec::new();
         for (nth, pair) in example.pairs.iter().enumerate() {
             let Some(found) = policy.get(next) else { continue };

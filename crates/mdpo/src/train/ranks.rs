@@ -18,17 +18,35 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Group, Meeting};
 
-/// How long the others are waited for at the start, as PyTorch's store does.
-const JOIN_WITHIN: Duration = Duration::from_secs(300);
 /// How long a rank waits without a word.
 const SAY_AFTER: Duration = Duration::from_secs(5);
 
-/// How long a rank may be silent: the first one writes checkpoints meanwhile (transformers' `ddp_timeout`).
-const ANSWER_WITHIN: Duration = Duration::from_secs(1800);
+/// How long ranks wait for each other.
+#[derive(Debug, Clone, Copy)]
+struct Waits {
+    /// For the others at the start.
+    join: Duration,
+    /// For the others' next message.
+    answer: Duration,
+    /// How often the first rank says that it is still at work, while it works alone.
+    beat: Duration,
+}
+
+impl Waits {
+    const USUAL: Waits = Waits {
+        // As PyTorch's store does.
+        join: Duration::from_secs(300),
+        // The first one writes checkpoints meanwhile (transformers' `ddp_timeout`).
+        answer: Duration::from_secs(1800),
+        beat: Duration::from_secs(10),
+    };
+}
 
 /// Gradients are added up in pieces of this many numbers, so that a copy of all of them is never needed.
 const PIECE: usize = 1 << 25;
@@ -39,7 +57,9 @@ pub struct Ranks {
     rank: usize,
     count: usize,
     local_rank: usize,
-    group: Option<Group>,
+    /// Behind a lock since a thread of its own speaks while the first rank works alone.
+    group: Option<Mutex<Group>>,
+    waits: Waits,
     /// Another rank has gone: nothing more can be agreed on.
     lost: Cell<bool>,
     /// All ranks know of the problem that ends them.
@@ -50,7 +70,7 @@ impl Ranks {
     /// One process by itself.
     pub fn one() -> Self {
         let (lost, agreed_to_fail) = (Cell::new(false), Cell::new(false));
-        Ranks { rank: 0, count: 1, local_rank: 0, group: None, lost, agreed_to_fail }
+        Ranks { rank: 0, count: 1, local_rank: 0, group: None, waits: Waits::USUAL, lost, agreed_to_fail }
     }
 
     /// Meets the others that were started with this process, if any were.
@@ -66,6 +86,10 @@ impl Ranks {
     /// # Errors
     /// The others do not come within five minutes, or the place where they meet cannot be reached.
     pub fn join(launch: &Launch) -> Result<Self> {
+        Self::join_within(launch, Waits::USUAL)
+    }
+
+    fn join_within(launch: &Launch, waits: Waits) -> Result<Self> {
         let meeting = Meeting {
             host: launch.host.clone(),
             port: launch.port,
@@ -73,8 +97,8 @@ impl Ranks {
             name: format!("mdpo/{}", launch.restart),
             rank: launch.rank,
             world: launch.world,
-            join_within: JOIN_WITHIN,
-            answer_within: ANSWER_WITHIN,
+            join_within: waits.join,
+            answer_within: waits.answer,
         };
         // Where somebody is missing, nobody should have to guess why nothing happens.
         let (arrived, waiting) = std::sync::mpsc::channel::<()>();
@@ -82,7 +106,7 @@ impl Ranks {
         let rank = launch.rank;
         std::thread::spawn(move || {
             if waiting.recv_timeout(SAY_AFTER) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
-                let minutes = JOIN_WITHIN.as_secs() / 60;
+                let minutes = waits.join.as_secs() / 60;
                 eprintln!(
                     "rank {rank} waits for the {others} others at {place_of_meeting}, for at most {minutes} minutes"
                 );
@@ -97,7 +121,7 @@ impl Ranks {
                 .hint("all `WORLD_SIZE` processes must be started, and reach `MASTER_ADDR` at `MASTER_PORT`")
         })?;
         let Launch { rank, world: count, local_rank, .. } = *launch;
-        Ok(Ranks { rank, count, local_rank, group: Some(group), ..Self::one() })
+        Ok(Ranks { rank, count, local_rank, group: Some(Mutex::new(group)), waits, ..Self::one() })
     }
 
     /// How many ranks there are.
@@ -127,7 +151,7 @@ impl Ranks {
     pub fn device(&self, wanted: config::Device) -> Result<Device> {
         let opened = device_of(wanted, self.local_rank).and_then(|device| {
             if let (Some(group), Device::Cuda(index)) = (&self.group, device) {
-                group.open_gpu(index).map_err(|error| Error::at("NCCL", first_line(&error)))?;
+                locked(group).open_gpu(index).map_err(|error| Error::at("NCCL", first_line(&error)))?;
             }
             Ok(device)
         });
@@ -146,10 +170,7 @@ impl Ranks {
         if self.lost.get() {
             return Err(self.lost("an earlier message did not come through"));
         }
-        let bytes = postcard::to_allocvec(&mine).map_err(|error| Error::at("message to the other ranks", error))?;
-        let all = group.gather_bytes(&bytes).map_err(|error| self.lost(&first_line(&error)))?;
-        let read = |bytes: &Vec<u8>| postcard::from_bytes(bytes);
-        all.iter().map(read).collect::<std::result::Result<_, _>>().map_err(|error| self.lost(&error.to_string()))
+        gather(group, &mine).map_err(|what| self.lost(&what))
     }
 
     fn lost(&self, what: &str) -> Error {
@@ -237,6 +258,41 @@ impl Ranks {
         self.agree(if self.leads() { work() } else { Ok(()) })
     }
 
+    /// As [`Ranks::first_one`] for work that may take longer than ranks wait for a message: meanwhile the first rank says again and again
+    /// that it is at it. Where another rank is lost, `stop` is raised.
+    ///
+    /// # Errors
+    /// That of the first rank, on that one alone: a message to all must follow. Another rank has gone.
+    pub fn first_one_at_length(&self, stop: &AtomicBool, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        let Some(group) = &self.group else { return work() };
+        if !self.leads() {
+            while self.exchange(Meanwhile::Waits)?[0] != Meanwhile::Done {}
+            return Ok(());
+        }
+        let beat = self.waits.beat;
+        let (worked, spoken) = std::thread::scope(|scope| {
+            let (done, finished) = mpsc::channel::<()>();
+            let speaking = scope.spawn(move || {
+                while finished.recv_timeout(beat) == Err(mpsc::RecvTimeoutError::Timeout) {
+                    if let Err(what) = gather(group, &Meanwhile::Works) {
+                        stop.store(true, Ordering::Relaxed);
+                        return Err(what);
+                    }
+                }
+                Ok(())
+            });
+            let worked = work();
+            drop(done);
+            (worked, speaking.join().unwrap_or_else(|_| Err("the thread that speaks to the others ended".to_owned())))
+        });
+        if let Err(what) = spoken {
+            let lost = self.lost(&what);
+            return worked.and(Err(lost));
+        }
+        self.exchange(Meanwhile::Done)?;
+        worked
+    }
+
     /// Refuses ranks that do not have the same texts as the first.
     ///
     /// # Errors
@@ -319,7 +375,7 @@ impl Ranks {
             };
             let parts = piece.iter().map(flat).collect::<Result<Vec<_>>>()?;
             let mut sum = Tensor::f_cat(&parts, 0)?;
-            group.sum(&mut sum).map_err(|error| self.lost(&first_line(&error)))?;
+            locked(group).sum(&mut sum).map_err(|error| self.lost(&first_line(&error)))?;
             let sizes: Vec<i64> = piece.iter().map(|leaf| leaf.numel() as i64).collect();
             for (leaf, sum) in piece.into_iter().zip(sum.f_split_with_sizes(sizes.as_slice(), 0)?) {
                 give(leaf, &sum.f_view(leaf.size().as_slice())?)?;
@@ -327,6 +383,30 @@ impl Ranks {
         }
         Ok(())
     }
+}
+
+/// What ranks say while the first one works alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum Meanwhile {
+    /// The first rank is at it.
+    Works,
+    /// Another one waits.
+    Waits,
+    /// The first rank has finished.
+    Done,
+}
+
+/// A panic elsewhere leaves a group as usable as it was.
+fn locked(group: &Mutex<Group>) -> MutexGuard<'_, Group> {
+    group.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What all ranks say, or why that cannot be known.
+fn gather<T: Serialize + DeserializeOwned>(group: &Mutex<Group>, mine: &T) -> std::result::Result<Vec<T>, String> {
+    let bytes = postcard::to_allocvec(mine).map_err(|error| error.to_string())?;
+    let all = locked(group).gather_bytes(&bytes).map_err(|error| first_line(&error))?;
+    let read = |bytes: &Vec<u8>| postcard::from_bytes(bytes).map_err(|error| error.to_string());
+    all.iter().map(read).collect()
 }
 
 /// Makes `gradient` that of a leaf.
@@ -378,10 +458,15 @@ mod tests {
     use super::*;
     use crate::model::load::Group as Part;
     use std::net::TcpListener;
+    use std::time::Instant;
     use torch_ext::StoreHolder;
 
     /// Runs `work` as every one of `count` ranks, each on a thread of its own.
     fn on_ranks<T: Send>(count: usize, work: impl Fn(Ranks) -> T + Sync) -> Vec<T> {
+        on_waiting_ranks(count, Waits::USUAL, work)
+    }
+
+    fn on_waiting_ranks<T: Send>(count: usize, waits: Waits, work: impl Fn(Ranks) -> T + Sync) -> Vec<T> {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let launch = |rank| Launch {
             rank,
@@ -394,7 +479,7 @@ mod tests {
         };
         std::thread::scope(|scope| {
             let work = &work;
-            let start = |rank| scope.spawn(move || work(Ranks::join(&launch(rank)).unwrap()));
+            let start = |rank| scope.spawn(move || work(Ranks::join_within(&launch(rank), waits).unwrap()));
             let threads: Vec<_> = (0..count).map(start).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         })
@@ -414,6 +499,50 @@ mod tests {
         }
         let one = Ranks::one();
         assert!(one.agree::<()>(Err(Error::at("a", "b"))).is_err() && !one.another_tells() && !one.any(false).unwrap());
+    }
+
+    /// The first rank works for longer than a message may take.
+    #[test]
+    fn ranks_wait_for_what_the_first_one_does_at_length() {
+        let (answer, beat) = (Duration::from_secs(2), Duration::from_millis(300));
+        let at_length = |waits: Waits, work: fn() -> Result<()>| {
+            on_waiting_ranks(3, waits, |ranks| {
+                let stop = AtomicBool::new(false);
+                let mine = ranks.first_one_at_length(&stop, || {
+                    std::thread::sleep(Duration::from_millis(4500));
+                    work()
+                });
+                (ranks.agree(mine).map_err(|error| error.to_string()), stop.into_inner())
+            })
+        };
+        let waits = Waits { answer, beat, ..Waits::USUAL };
+        assert_eq!(at_length(waits, || Ok(())), vec![(Ok(()), false); 3]);
+        let problem = "row 1: is bad".to_owned();
+        assert_eq!(at_length(waits, || Err(Error::at("row 1", "is bad"))), vec![(Err(problem), false); 3]);
+        // Without a word in between they do not wait as long.
+        let silent = Waits { beat: Duration::from_secs(60), ..waits };
+        let told = at_length(silent, || Ok(())).remove(1).0.unwrap_err();
+        assert!(told.starts_with("rank 1 of 3: lost another rank: "), "{told}");
+    }
+
+    #[test]
+    fn a_rank_that_goes_while_the_first_one_works_is_noticed_and_the_work_is_told_to_stop() {
+        let waits = Waits { beat: Duration::from_millis(100), ..Waits::USUAL };
+        let found = on_waiting_ranks(2, waits, |ranks| {
+            if !ranks.leads() {
+                return None;
+            }
+            let (stop, began) = (AtomicBool::new(false), Instant::now());
+            let mine = ranks.first_one_at_length(&stop, || {
+                while !stop.load(Ordering::Relaxed) && began.elapsed() < Duration::from_secs(20) {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Ok(())
+            });
+            Some((ranks.agree(mine).unwrap_err().to_string(), began.elapsed()))
+        });
+        let (told, took) = found[0].as_ref().unwrap();
+        assert!(told.contains("lost another rank") && *took < Duration::from_secs(15), "{told} after {took:?}");
     }
 
     #[test]

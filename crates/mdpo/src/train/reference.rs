@@ -1,5 +1,6 @@
 //! Log-probs of a data set without training: `mdpo reference`.
 
+use super::held_out::drawn;
 use super::{Inputs, Micro, PictureCheck, ReferenceCache, complete, device, kind};
 use crate::Result;
 use crate::config::{ReferenceLogps, Run};
@@ -42,12 +43,44 @@ pub struct ReferenceRow {
     pub corrupted: Option<f64>,
 }
 
+/// Which of the usable rows are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rows {
+    /// All of them.
+    All,
+    /// At most so many, drawn by the run's seed.
+    Drawn(usize),
+}
+
+impl Rows {
+    /// Their indices among `rows`, in order.
+    pub(super) fn of(self, seed: u64, rows: usize) -> Vec<usize> {
+        match self {
+            Rows::All => (0..rows).collect(),
+            Rows::Drawn(count) => {
+                let drawn = drawn("row of a sample", seed, rows, count);
+                (0..rows).filter(|&row| drawn[row]).collect()
+            }
+        }
+    }
+}
+
 /// Gives the log-probs of every usable row under the checkpoint, with an adapter where one is given, in order. With a `reference_cache` those that it holds are
 /// taken from there, the others are computed and added to it.
 pub fn reference(run: &Run, adapter: Option<&Path>, take: impl FnMut(ReferenceRow) -> Result<()>) -> Result<()> {
+    reference_of(run, adapter, Rows::All, take)
+}
+
+/// [`reference`] for some of the rows. A row's pictures are corrupted alike whichever others are looked at.
+pub(super) fn reference_of(
+    run: &Run,
+    adapter: Option<&Path>,
+    which: Rows,
+    take: impl FnMut(ReferenceRow) -> Result<()>,
+) -> Result<()> {
     let device = device(run.model.device)?;
     let mut references = ReferenceCache::of_model(run, adapter, device)?;
-    let done = rows(run, adapter, device, &mut references, take);
+    let done = rows(run, adapter, device, which, &mut references, take);
     let kept = references.write();
     done.and(kept)
 }
@@ -56,6 +89,7 @@ fn rows(
     run: &Run,
     adapter: Option<&Path>,
     device: tch::Device,
+    which: Rows,
     references: &mut ReferenceCache,
     mut take: impl FnMut(ReferenceRow) -> Result<()>,
 ) -> Result<()> {
@@ -67,8 +101,7 @@ fn rows(
     let model = Model::load(&run.model.path, kind(run.model.dtype), device, Plan::Frozen { adapter })?;
     let first = inputs.examples.first().map(|example| &example.row.file);
     let several = inputs.examples.iter().any(|example| Some(&example.row.file) != first);
-    let all: Vec<usize> = (0..inputs.examples.len()).collect();
-    for indices in all.chunks(run.batch.per_device) {
+    for indices in which.of(run.seed, inputs.examples.len()).chunks(run.batch.per_device) {
         let encode = |&i: &usize| Ok(inputs.encode(&inputs.examples[i])?.encoded);
         let encoded = indices.iter().map(encode).collect::<Result<Vec<_>>>()?;
         let micro = Micro::new(&inputs, indices, &encoded, 0, device)?;

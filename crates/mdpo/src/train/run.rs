@@ -266,7 +266,10 @@ impl<'a> Trainer<'a> {
     /// All ranks have the same run before them, and stand at the same place of it.
     fn check_equal(&self) -> Result<()> {
         let mine = self.state.identity.iter().map(|(name, value)| (name.clone(), value.to_string()));
-        self.ranks.check_equal(mine.chain([("steps done".to_owned(), self.state.step.to_string())]))?;
+        let held_out = self.evaluator.and_then(Evaluator::held_out).map(|held_out| &held_out.report.digest);
+        let held_out = held_out.map(|digest| ("rows that are held out".to_owned(), digest.clone()));
+        let steps = ("steps done".to_owned(), self.state.step.to_string());
+        self.ranks.check_equal(mine.chain(held_out).chain([steps]))?;
         self.ranks.check_weights(&self.model.trainables)
     }
 
@@ -443,8 +446,9 @@ impl<'a> Trainer<'a> {
         let moment = Moment { step: self.state.step, total: self.total, per_epoch: self.order.steps_per_epoch() };
         let due = self.evaluator.filter(|it| it.is_due(moment) && self.state.evaluations.last != Some(moment.step));
         let Some(evaluator) = due else { return Ok(Evaluated::Whole) };
-        let mine = if self.ranks.leads() { self.evaluate_here(evaluator, moment, progress) } else { Ok(()) };
-        let all = self.ranks.all(mine.map(|()| self.state.evaluations.clone()))?;
+        let (ranks, stop) = (self.ranks, self.stop.clone());
+        let mine = ranks.first_one_at_length(&stop, || self.evaluate_here(evaluator, moment, progress));
+        let all = ranks.all(mine.map(|()| self.state.evaluations.clone()))?;
         self.state.evaluations = all.into_iter().next().expect("there is a first rank");
         Ok(match self.state.evaluations.last == Some(moment.step) {
             true => Evaluated::Whole,

@@ -306,6 +306,13 @@ fn what_cannot_be_evaluated_is_refused_before_the_weights_are_read() {
         assert!(message.contains(part), "{message}");
     }
     assert!(refused(&["metric_for_best_model=rewards/accuracy"]).contains("did you mean `eval_rewards/accuracies`?"));
+    // The same file under another name of its folder.
+    let rows = format!("dataset_name={}", lab.path("./held-out.jsonl").display());
+    let message = refused(&[&rows]);
+    assert!(
+        message.contains("`eval_dataset_name`: ") && message.contains("held-out.jsonl` is trained on too"),
+        "{message}"
+    );
     fs::write(lab.path("held-out.jsonl"), format!("{}\n{{}}\n[]\n", row(3, Some("wide.png")))).expect("rows");
     let message = refused(&[]);
     for part in ["held-out rows: ", "held-out.jsonl line 2", "held-out.jsonl line 3", "2 of 3 rows"] {
@@ -398,5 +405,6 @@ fn prompts_and_benchmarks_are_answered_and_kept() {
     assert!(message.contains("`eval_objects_"), "{message}");
     let broken = format!("eval_benchmarks=[{{name: objets, data: {}}}]", data.display());
     let message = lab.refused("other", &[&RATES[..], &[broken.as_str()]].concat());
-    assert!(message.starts_with("`eval_benchmarks`: `objets` is none"), "{message}");
+    let expected = "`eval_benchmarks`: `objets` is no benchmark\n  hint: did you mean `objects`?";
+    assert!(message.starts_with(expected), "{message}");
 }

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -23,13 +24,18 @@ fn rows(count: usize) -> impl Iterator<Item = Value> {
 
 /// `mdpo train` into the folder `out` as each rank: one for every list of keys of its own.
 fn start(lab: &Lab, out: &str, keys: &[&str], own: &[&[&str]]) -> Vec<Child> {
+    start_in(lab, out, keys, &own.iter().map(|own| (*own, Path::new("."))).collect::<Vec<_>>())
+}
+
+/// The same with a working directory for each rank.
+fn start_in(lab: &Lab, out: &str, keys: &[&str], own: &[(&[&str], &Path)]) -> Vec<Child> {
     let recipe = lab.path(&format!("{out}.yaml"));
     fs::write(&recipe, lab.recipe(out)).expect("a recipe");
     let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port();
     let world = own.len();
-    let rank = |(rank, own): (usize, &&[&str])| {
+    let rank = |(rank, (own, folder)): (usize, &(&[&str], &Path))| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mdpo"));
-        command.arg("train").arg(&recipe).args(keys).args(*own);
+        command.arg("train").arg(&recipe).args(keys).args(*own).current_dir(folder);
         command.env("OMP_NUM_THREADS", "1").env("GLOO_SOCKET_IFNAME", "lo");
         command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
         command.env("RANK", rank.to_string()).env("WORLD_SIZE", world.to_string());
@@ -205,6 +211,23 @@ fn ranks_with_other_recipes_are_refused() {
     assert!(ended[0].1.contains("`learning_rate`") && ended[0].1.contains("(rank 1 of 2)"), "{ended:?}");
     assert_eq!(ended[1], (Some(1), String::new()));
     assert!(!lab.path("out").exists(), "nothing was written");
+}
+
+/// What is evaluated is the first rank's; others that hold out other rows (a folder of the same name on another machine) would train on them.
+#[test]
+fn ranks_that_hold_out_other_rows_are_refused() {
+    let lab = Lab::new("llava-tiny", rows(4));
+    let folders = ["here", "there"].map(|name| lab.path(name));
+    for (count, folder) in folders.iter().enumerate() {
+        fs::create_dir(folder).expect("a folder");
+        let rows: String = (0..=count).map(|i| format!("{}\n", row(i + 9, None))).collect();
+        fs::write(folder.join("held-out.jsonl"), rows).expect("rows");
+    }
+    let keys = ["loss_type=dpo", "eval_strategy=steps", "eval_dataset_name=held-out.jsonl"];
+    let ended = finish(start_in(&lab, "out", &keys, &[(&[], folders[0].as_path()), (&[], folders[1].as_path())]));
+    let expected = "error: rank 1 of 2: not the run of rank 0: `rows that are held out` (there ";
+    assert!(ended[0].0 == Some(1) && ended[0].1.contains(expected), "{ended:?}");
+    assert_eq!(ended[1], (Some(1), String::new()));
 }
 
 /// Waits until rank 0 has told of its first step; what it says afterwards comes when it ends.

@@ -107,6 +107,15 @@ fn item(folder: &Path, index: usize, entry: Entry) -> Item {
     }
 }
 
+/// Parts the questions into those that are asked, of at most `limit` photographs drawn by `seed`, and the others.
+pub fn draw(items: Vec<Item>, limit: Option<usize>, seed: u64) -> (Vec<Item>, Vec<Item>) {
+    let images: Vec<&Path> = items.iter().map(|item| item.image.as_path()).collect();
+    let asked = super::sample(&images, limit, seed);
+    let (asked, others): (Vec<_>, Vec<_>) = items.into_iter().enumerate().partition(|(index, _)| asked.contains(index));
+    let without_index = |items: Vec<(usize, Item)>| items.into_iter().map(|(_, item)| item).collect();
+    (without_index(asked), without_index(others))
+}
+
 /// A question and what was answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Answered<'a> {
@@ -250,25 +259,17 @@ impl Default for Options {
     }
 }
 
-/// One line of `rows.jsonl`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// One line of `rows.jsonl`: what all benchmarks have, and what a judge said.
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Row {
-    /// The question's name.
-    pub id: String,
-    /// The absolute path of the photograph, where it is there.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub image: Option<PathBuf>,
-    /// What was asked.
-    pub question: String,
-    /// What was answered.
-    pub answer: String,
+    /// The question with its answer; its score is the grade, 0 to 6, and 0 too where the judge named none or several.
+    #[serde(flatten)]
+    pub answered: super::Row,
     /// The type of the question.
     #[serde(rename = "type")]
     pub kind: String,
     /// What the judge said.
     pub verdict: String,
-    /// The grade, 0 to 6; 0 too where the judge named none or several.
-    pub score: u8,
 }
 
 /// What a set of answers comes to.
@@ -313,7 +314,7 @@ pub fn score(answers: &[Answered<'_>], source: &str, judge: &Judge, options: &Op
         Ok(Request::user(picture.into_iter().chain([Part::Text(options.prompt.fill(answered)?)])))
     };
     let requests = answers.iter().map(request).collect::<Result<Vec<_>>>()?;
-    let (mut rows, mut ungraded, mut failed) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut rows, mut graded, mut ungraded, mut failed) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for (Answered { item, answer }, reply) in answers.iter().zip(judge.ask(&requests)?) {
         let Reply { text, end, .. } = match reply {
             Ok(reply) => reply,
@@ -327,15 +328,17 @@ pub fn score(answers: &[Answered<'_>], source: &str, judge: &Judge, options: &Op
             let why = if end == End::Complete { Ungraded::Unclear } else { Ungraded::Cut };
             ungraded.push((item.id.clone(), why));
         }
-        rows.push(Row {
+        let grade = grade.unwrap_or(0);
+        graded.push((item.kind.as_str(), grade));
+        let answered = super::Row {
             id: item.id.clone(),
             image: item.image.canonicalize().ok(),
             question: item.question.clone(),
             answer: (*answer).to_owned(),
-            kind: item.kind.clone(),
-            verdict: text,
-            score: grade.unwrap_or(0),
-        });
+            score: Some(f64::from(grade)),
+            ..super::Row::default()
+        };
+        rows.push(Row { answered, kind: item.kind.clone(), verdict: text });
     }
     if rows.is_empty() {
         return Err(match failed.pop() {
@@ -343,7 +346,6 @@ pub fn score(answers: &[Answered<'_>], source: &str, judge: &Judge, options: &Op
             None => Error::at(source, "has no answers to judge"),
         });
     }
-    let graded: Vec<(&str, u8)> = rows.iter().map(|row| (row.kind.as_str(), row.score)).collect();
     Ok(Scored { figures: figures(&graded, source, options.bootstrap), rows, ungraded, failed })
 }
 

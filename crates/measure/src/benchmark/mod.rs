@@ -18,7 +18,7 @@ pub use answers::Answers;
 
 use crate::figures::Figures;
 use crate::interval::{Bootstrap, Measure, Tally, below};
-use crate::{Error, Result, files};
+use crate::{Error, Result, files, nearest};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -68,8 +68,14 @@ impl Benchmark {
     /// A name that no benchmark has.
     pub fn of_name(name: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|benchmark| benchmark.name() == name).ok_or_else(|| {
-            let names = Self::ALL.map(|benchmark| format!("`{}`", benchmark.name()));
-            Error::at("benchmark", format!("`{name}` is none")).hint(format!("choose one of {}", names.join(", ")))
+            let hint = match nearest(name, Self::ALL.map(Benchmark::name)) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => {
+                    let names = Self::ALL.map(|benchmark| format!("`{}`", benchmark.name()));
+                    format!("choose one of {}", names.join(", "))
+                }
+            };
+            Error::at("benchmark", format!("`{name}` is no benchmark")).hint(hint)
         })
     }
 }
@@ -206,6 +212,8 @@ pub struct Loaded {
     indices: Vec<usize>,
     /// The names of all questions, asked or not.
     known: HashSet<String>,
+    /// All questions, asked or not, where files of answers may name them by what they ask.
+    all: Vec<Question>,
     scorer: Box<dyn Scorer>,
 }
 
@@ -235,10 +243,12 @@ impl Loaded {
                 return Err(Error::at(folder.display(), format!("two questions have the id `{}`", question.id)));
             }
         }
-        let asked = sample(&opened.questions, options);
+        let all = if benchmark == Benchmark::Pope { opened.questions.clone() } else { Vec::new() };
+        let images: Vec<&Path> = opened.questions.iter().map(|question| question.image.as_path()).collect();
+        let asked = sample(&images, options.limit, options.seed);
         let chosen = opened.questions.into_iter().enumerate().filter(|(index, _)| asked.contains(index));
         let (indices, questions) = chosen.unzip();
-        Ok(Self { benchmark, questions, indices, known, scorer: opened.scorer })
+        Ok(Self { benchmark, questions, indices, known, all, scorer: opened.scorer })
     }
 
     /// Which benchmark this is.
@@ -270,6 +280,17 @@ impl Loaded {
         };
         let what = format!("not found; {} of {count} images are missing", missing.len());
         Err(Error::at(first.display(), what).hint("put the images into the data folder, or name their folder"))
+    }
+
+    /// Reads a file of answers; of `pope` also one as its authors have it, or a folder with one for each setting.
+    ///
+    /// # Errors
+    /// Those of [`Answers::read`]; rows whose questions cannot be told.
+    pub fn read_answers(&self, path: &Path) -> Result<Answers> {
+        match self.benchmark {
+            Benchmark::Pope => pope::answers::read(path, &self.all),
+            _ => Answers::read(path),
+        }
     }
 
     /// Figures and rows of some answers.
@@ -311,13 +332,13 @@ impl Loaded {
     }
 }
 
-/// The indices of the questions that are asked.
-fn sample(questions: &[Question], options: &Options) -> HashSet<usize> {
+/// The indices of the questions that are asked, of which `images_of_questions` has the images: all about some of the images.
+fn sample(images_of_questions: &[&Path], limit: Option<usize>, seed: u64) -> HashSet<usize> {
     let mut images: Vec<&Path> = Vec::new();
     let mut seen = HashSet::new();
-    images.extend(questions.iter().map(|question| question.image.as_path()).filter(|image| seen.insert(*image)));
-    if let Some(limit) = options.limit.filter(|limit| *limit < images.len()) {
-        let mut random = ChaCha8Rng::seed_from_u64(options.seed);
+    images.extend(images_of_questions.iter().filter(|image| seen.insert(**image)));
+    if let Some(limit) = limit.filter(|limit| *limit < images.len()) {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
         for at in 0..limit {
             let other = at + below(images.len() - at, &mut random);
             images.swap(at, other);
@@ -325,7 +346,8 @@ fn sample(questions: &[Question], options: &Options) -> HashSet<usize> {
         images.truncate(limit);
     }
     let images: HashSet<&Path> = images.into_iter().collect();
-    questions.iter().enumerate().filter(|(_, q)| images.contains(q.image.as_path())).map(|(index, _)| index).collect()
+    let asked = images_of_questions.iter().enumerate().filter(|(_, image)| images.contains(*image));
+    asked.map(|(index, _)| index).collect()
 }
 
 /// Finds images by their names in the folders where authors and users put them.

@@ -8,18 +8,23 @@ use super::{Images, Opened, Options, Question, Row, Scorer, distinct, find, syno
 use crate::figures::Better;
 use crate::interval::Measure;
 use crate::nouns::{Mention, Vocabulary};
-use crate::{Error, Result, files};
+use crate::{Error, Result, files, nearest};
 use serde::Deserialize;
+use serde_json::{Map, Value};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
 /// What is asked for where a row says nothing else.
 pub const QUESTION: &str = "Describe this image.";
 
+/// The keys of a row of `objects.jsonl`.
+const KEYS: [&str; 5] = ["id", "image", "objects", "synonyms", "question"];
+
 /// A row of `objects.jsonl`.
 #[derive(Debug, Clone, Deserialize)]
 struct Line {
-    id: files::Id,
+    /// The row's line where it has none, as in files of prompts.
+    id: Option<files::Id>,
     image: String,
     objects: Vec<String>,
     #[serde(default)]
@@ -55,7 +60,7 @@ struct Objects {
 
 pub(super) fn open(folder: &Path, options: &Options) -> Result<Opened> {
     let path = folder.join("objects.jsonl");
-    let lines: Vec<(usize, Line)> = files::rows(&path)?;
+    let lines = lines(&path)?;
     check(&path, &lines)?;
     let table = options.synonyms.clone().or_else(|| find(folder, &["synonyms.txt"]));
     let table = table.map(|path| synonyms(&path)).transpose()?.unwrap_or_default();
@@ -75,8 +80,8 @@ pub(super) fn open(folder: &Path, options: &Options) -> Result<Opened> {
 
     let places = Images::new(folder, &[], options)?;
     let (mut questions, mut truths) = (Vec::new(), Vec::new());
-    for (image, (_, line)) in lines.iter().enumerate() {
-        let (id, picture) = (&line.id.0, places.find(&line.image));
+    for (image, (number, line)) in lines.iter().enumerate() {
+        let (id, picture) = (line.name(*number), places.find(&line.image));
         let text = line.question.clone().unwrap_or_else(|| QUESTION.to_owned());
         questions.push(Question { id: format!("{id}/describe"), image: picture.clone(), text });
         truths.push(Truth::Description { image });
@@ -93,14 +98,49 @@ pub(super) fn open(folder: &Path, options: &Options) -> Result<Opened> {
     Ok(Opened { questions, scorer: Box::new(Objects { vocabulary, images, truths }) })
 }
 
+/// The rows with their line numbers. A key that is none is refused: `object` in place of `objects`, or `synonym`, would silently change figures.
+fn lines(path: &Path) -> Result<Vec<(usize, Line)>> {
+    let (mut lines, mut problems) = (Vec::new(), Vec::new());
+    for (number, row) in files::rows::<Map<String, Value>>(path)? {
+        let unknown = row.keys().find(|key| !KEYS.contains(&key.as_str()));
+        let read = match unknown {
+            Some(key) => {
+                let known = KEYS.map(|key| format!("`{key}`")).join(", ");
+                let hint = match nearest(key, KEYS) {
+                    Some(near) => format!("did you mean `{near}`?"),
+                    None => format!("the keys of a row are {known}"),
+                };
+                Err(Error::at(files::at(path, number), format!("unknown key `{key}`")).hint(hint))
+            }
+            None => serde_json::from_value::<Line>(Value::Object(row))
+                .map_err(|error| Error::at(files::at(path, number), error)),
+        };
+        match read {
+            Ok(line) => lines.push((number, line)),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    files::tell(path, problems)?;
+    Ok(lines)
+}
+
+impl Line {
+    /// What the row is called, which is line `number`.
+    fn name(&self, number: usize) -> String {
+        self.id.as_ref().map_or_else(|| number.to_string(), |id| id.0.clone())
+    }
+}
+
 /// Two rows of one name, and names that are empty.
 fn check(path: &Path, lines: &[(usize, Line)]) -> Result<()> {
-    let mut seen: HashMap<&str, usize> = HashMap::new();
+    let mut seen: HashMap<String, usize> = HashMap::new();
     let mut problems = Vec::new();
     for (number, line) in lines {
-        if let Some(before) = seen.insert(&line.id.0, *number) {
-            let what = format!("the id `{}` is that of line {before} already", line.id.0);
-            problems.push(Error::at(files::at(path, *number), what));
+        let name = line.name(*number);
+        if let Some(before) = seen.insert(name.clone(), *number) {
+            let what = format!("the id `{name}` is that of line {before} already");
+            let hint = "every row needs an `id` of its own; a row without one is called by its line";
+            problems.push(Error::at(files::at(path, *number), what).hint(hint));
         }
         if line.objects.iter().chain(line.synonyms.values().flatten()).any(|name| name.trim().is_empty()) {
             problems.push(Error::at(files::at(path, *number), "an object has an empty name"));

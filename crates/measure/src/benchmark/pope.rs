@@ -3,7 +3,9 @@
 //!
 //! Figures as in the authors' `evaluate.py`, with "yes" as the positive class; theirs are fractions of the answers of one file, here they are
 //! percents, for each setting and for all together. They pair answers with questions by line, here it is by id; the files number their
-//! questions each from 1, so an id is `random/1`.
+//! questions each from 1, so an id is `random/1`. Files of answers without such ids are read where they fit (`answers`).
+
+pub(super) mod answers;
 
 use super::poll::{self, Setting};
 use super::{Images, Opened, Options, Question, Row, Scorer};

@@ -71,6 +71,14 @@ fn a_folder_of_objects_is_described_and_polled() {
 }
 
 #[test]
+fn a_row_without_an_id_is_called_by_its_line() {
+    let rows = "{\"image\": \"a.png\", \"objects\": [\"dog\"]}\n\n{\"image\": \"b.png\", \"objects\": [\"cat\"]}\n";
+    let loaded = open(Benchmark::Objects, &[("objects.jsonl", rows)]).unwrap_or_else(|error| panic!("{error}"));
+    let described = loaded.questions().iter().filter(|question| question.id.ends_with("/describe"));
+    assert_eq!(described.map(|question| question.id.as_str()).collect::<Vec<_>>(), ["1/describe", "3/describe"]);
+}
+
+#[test]
 fn an_evaluation_folder_has_figures_and_rows() {
     let loaded = open(Benchmark::Objects, &[("objects.jsonl", OBJECTS)]).unwrap_or_else(|error| panic!("{error}"));
     let answers: Vec<(&str, &str)> = loaded.questions().iter().map(|question| (question.id.as_str(), "no")).collect();
@@ -272,6 +280,11 @@ fn what_is_wrong_is_told_with_file_and_row() {
     let twice = r#"{"id": "a", "image": "a.png", "objects": []}
 {"id": "a", "image": "b.png", "objects": [" "]}"#;
     let broken = "{\"id\": \"a\", \"image\": \"a.png\", \"objects\": []}\n{\"id\": \"b\", \"image\": }\n";
+    let unknown = r#"{"image": "a.png", "objects": [], "synonym": {}}
+{"image": "a.png", "objects": ["dog"], "id": "3", "source": "mine"}
+{"image": "a.png", "object": ["dog"]}
+{"image": "a.png", "objects": "dog"}"#;
+    let clash = "{\"id\": 2, \"image\": \"a.png\", \"objects\": []}\n{\"image\": \"b.png\", \"objects\": []}\n";
     let maybe = r#"{"question_id": 1, "image": "x.jpg", "text": "?", "label": "maybe"}"#;
     let two = [("coco_pope_random.json", maybe), ("gqa_pope_seem_random.json", maybe)];
     let mut amber = AMBER;
@@ -284,6 +297,8 @@ fn what_is_wrong_is_told_with_file_and_row() {
         told(Benchmark::Objects, &[("objects.jsonl", twice)]),
         told(Benchmark::Objects, &[("objects.jsonl", broken)]),
         told(Benchmark::Objects, &[("objects.jsonl", "\n")]),
+        told(Benchmark::Objects, &[("objects.jsonl", unknown)]),
+        told(Benchmark::Objects, &[("objects.jsonl", clash)]),
         told(Benchmark::Pope, &[("pope.json", "")]),
         told(Benchmark::Pope, &two),
         told(Benchmark::Pope, &two[..1]),
@@ -306,7 +321,7 @@ fn answers_that_do_not_fit_are_told() {
         Loaded::open(Benchmark::Pope, data.path(), &Options::default()).unwrap_or_else(|error| panic!("{error}"));
     let told = |text: &str, missing| {
         let folder = folder(&[("answers.jsonl", text)]);
-        let answers = Answers::read(&folder.path().join("answers.jsonl"));
+        let answers = loaded.read_answers(&folder.path().join("answers.jsonl"));
         let scored = answers.and_then(|answers| loaded.score(&answers, missing, Bootstrap { resamples: 10, seed: 1 }));
         match scored {
             Ok(scored) => format!("{} answers scored", scored.figures.answers),
@@ -327,6 +342,66 @@ fn answers_that_do_not_fit_are_told() {
     insta::assert_snapshot!(messages.join("\n\n"));
 }
 
+/// What a file, or a folder of files, answers: setting, number and answer.
+fn pope_answers(files: &[(&str, &str)], given: &str) -> String {
+    let data = folder(&POPE);
+    let loaded =
+        Loaded::open(Benchmark::Pope, data.path(), &Options::default()).unwrap_or_else(|error| panic!("{error}"));
+    let folder = folder(files);
+    match loaded.read_answers(&folder.path().join(given)) {
+        Ok(answers) => {
+            answers.iter().map(|(id, answer)| format!("{id}={answer} ")).collect::<String>().trim().to_owned()
+        }
+        Err(error) => error.to_string().replace(&folder.path().display().to_string(), "DATA"),
+    }
+}
+
+#[test]
+fn answers_in_the_form_of_popes_authors_find_their_questions() {
+    let random = r#"{"question": "Is there a dog in the image?", "answer": "yes"}
+{"question": "Is there a cat in the image?", "answer": "no"}
+{"question": "Is there a cat in the image?", "answer": "No."}"#;
+    let popular = r#"{"question_id": 1, "prompt": "Is there a dog in the image?\nAnswer in one word.", "text": "no"}"#;
+    let files = [("out/first.json", random), ("out/second.jsonl", popular)];
+    let all = "random/1=yes random/2=no random/3=No. popular/1=no";
+    assert_eq!(pope_answers(&files, "out"), all);
+    assert_eq!(pope_answers(&files, "out/first.json"), "random/1=yes random/2=no random/3=No.");
+    // By the numbers of the authors' file, in any order, where the file's name says which.
+    let numbered = r#"{"question_id": 3, "text": "No."}
+{"question_id": 1, "text": "yes"}"#;
+    assert_eq!(pope_answers(&[("llava_Random.jsonl", numbered)], "llava_Random.jsonl"), "random/3=No. random/1=yes");
+    // By image and question: what two settings ask alike is answered once, or alike.
+    let row = |image: &str, object: &str, answer: &str| {
+        serde_json::json!({"image": format!("/far/{image}.jpg"), "question": format!("Is there a {object} in the image?"), "answer": answer})
+            .to_string()
+    };
+    let rows = [row("y", "cat", "No."), row("x", "cat", "no"), row("x", "dog", "no"), row("x", "dog", "no")].join("\n");
+    assert_eq!(pope_answers(&[("a.jsonl", &rows)], "a.jsonl"), "random/1=no random/2=no random/3=No. popular/1=no");
+    let one = [row("x", "dog", "yes"), row("x", "cat", "no")].join("\n");
+    assert_eq!(pope_answers(&[("a.jsonl", &one)], "a.jsonl"), "popular/1=yes", "half of a setting is left alone");
+    // The ids of mdpo as ever.
+    assert_eq!(pope_answers(&[("a.jsonl", r#"{"id": "random/2", "answer": "a"}"#)], "a.jsonl"), "random/2=a");
+}
+
+#[test]
+fn answers_whose_questions_cannot_be_told_are_refused_with_what_would_fit() {
+    let told = |name: &str, text: &str| pope_answers(&[(name, text)], name);
+    let messages = [
+        told("a.jsonl", r#"{"question_id": 1, "text": "yes"}"#),
+        told("a.jsonl", r#"{"question": "Is there a cow in the image?", "answer": "yes"}"#),
+        told("a.jsonl", r#"{"answer": "yes"}"#),
+        told("a_random.jsonl", r#"{"question_id": 9, "text": "yes"}"#),
+        told("a_random.jsonl", r#"{"question_id": 1, "question": "Is there a cow in the image?", "answer": "yes"}"#),
+        told(
+            "a.jsonl",
+            r#"{"image": "x.jpg", "question": "Is there a dog in the image?", "answer": "yes"}
+{"image": "x.jpg", "question": "Is there a dog in the image?", "answer": "no"}
+{"image": "y.jpg", "question": "Is there a dog in the image?", "answer": "no"}"#,
+        ),
+    ];
+    insta::assert_snapshot!(messages.join("\n\n"));
+}
+
 #[test]
 fn missing_images_are_counted() {
     let data = folder(&[&POPE[..], &[("images/y.jpg", "")]].concat());
@@ -343,6 +418,7 @@ fn names_are_those_of_the_command_line() {
     for benchmark in Benchmark::ALL {
         assert_eq!(Benchmark::of_name(benchmark.name()).ok(), Some(benchmark));
     }
-    let error = Benchmark::of_name("popes").expect_err("no such benchmark").to_string();
-    assert!(error.starts_with("benchmark: `popes` is none\n  hint: choose one of `amber-generative`"), "{error}");
+    let told = |name| Benchmark::of_name(name).expect_err("no such benchmark").to_string();
+    assert_eq!(told("popes"), "benchmark: `popes` is no benchmark\n  hint: did you mean `pope`?");
+    assert!(told("mine").starts_with("benchmark: `mine` is no benchmark\n  hint: choose one of `amber-generative`"));
 }

@@ -3,7 +3,7 @@
 use crate::{Error, Figures, Result};
 use serde::Deserialize;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -21,6 +21,8 @@ pub(super) struct Evaluation {
     pub name: String,
     /// The run or folder it belongs to: all of one owner share a colour.
     pub owner: String,
+    /// The optimizer step after which a run made it; none for one that stands by itself.
+    pub step: Option<u64>,
     pub path: PathBuf,
     /// None for a run's fixed prompts, which nobody scores.
     pub figures: Option<Figures>,
@@ -62,12 +64,49 @@ impl Evaluation {
         let rows = folder.join(ROWS);
         let rows = if rows.is_file() { read_rows(&rows)? } else { Vec::new() };
         let (name, owner) = (name.to_owned(), name.to_owned());
-        Ok(Evaluation { name, owner, path: folder.to_owned(), figures: Some(figures), rows })
+        Ok(Evaluation { name, owner, path: folder.to_owned(), figures: Some(figures), rows, step: None })
     }
 
     pub fn benchmark(&self) -> &str {
         self.figures.as_ref().map_or(FIXED_PROMPTS, |figures| &figures.benchmark)
     }
+
+    /// Whether both are over the same questions, as far as their rows tell: the same ids and texts, or the same pictures and texts where
+    /// ids are places in files.
+    pub fn is_over_the_same(&self, other: &Evaluation) -> bool {
+        let answers = |evaluation: &Evaluation| evaluation.figures.as_ref().map(|figures| figures.answers);
+        if answers(self) != answers(other) {
+            return false;
+        }
+        let are_unknown = self.rows.is_empty() || other.rows.is_empty();
+        are_unknown || by_id(&self.rows) == by_id(&other.rows) || {
+            let pictures = by_picture(&self.rows);
+            pictures.is_some() && pictures == by_picture(&other.rows)
+        }
+    }
+
+    /// Whether the bare model answered, so that others are compared with it: the earlier it stands here the more surely.
+    pub fn rank_as_base(&self) -> u8 {
+        let is_bare = self.figures.as_ref().is_some_and(|figures| figures.adapter.is_none());
+        match (self.name.to_lowercase().as_str(), self.step) {
+            ("base" | "baseline", _) => 0,
+            (_, None) if is_bare => 1,
+            (_, Some(0)) => 2,
+            _ => 3,
+        }
+    }
+}
+
+fn by_id(rows: &[Row]) -> BTreeSet<(&str, &str)> {
+    rows.iter().map(|row| (row.id.as_str(), row.question.as_str())).collect()
+}
+
+/// Where every row has a picture.
+fn by_picture(rows: &[Row]) -> Option<Vec<(&Path, &str)>> {
+    let mut all: Vec<(&Path, &str)> =
+        rows.iter().map(|row| Some((row.image.as_deref()?, row.question.as_str()))).collect::<Option<_>>()?;
+    all.sort_unstable();
+    Some(all)
 }
 
 /// What a run evaluated on its way: of each benchmark, and of its fixed prompts, the first and the last time.
@@ -94,11 +133,12 @@ pub(super) fn of_run(run: &Path, name: &str) -> Result<Vec<Evaluation>> {
             let mut evaluation = match benchmark == FIXED_PROMPTS {
                 true => {
                     let rows = read_rows(&folder.join(SAMPLES))?;
-                    Evaluation { name: called, owner: String::new(), path: folder, figures: None, rows }
+                    Evaluation { name: called, owner: String::new(), path: folder, figures: None, rows, step: None }
                 }
                 false => Evaluation::read(&folder, &called)?,
             };
             evaluation.owner = name.to_owned();
+            evaluation.step = Some(step);
             evaluations.push(evaluation);
         }
     }

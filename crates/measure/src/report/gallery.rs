@@ -3,6 +3,7 @@
 //! Which questions are shown is decided by their place in the file alone, never by how an answer came out.
 
 use super::evaluation::{Evaluation, Row};
+use super::table::number;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -30,7 +31,8 @@ pub(super) struct Told {
     /// Whether anything in it is invented.
     pub invented: bool,
     pub correct: Option<bool>,
-    pub score: Option<f64>,
+    /// As many digits as a reader compares; a grade has none.
+    pub score: Option<String>,
     /// Whether the end was left out.
     pub cut: bool,
 }
@@ -96,7 +98,8 @@ fn tell(row: &Row) -> Told {
     let cut = row.answer.chars().count() > LONGEST_ANSWER;
     let answer: String = row.answer.chars().take(LONGEST_ANSWER).collect();
     let (pieces, elsewhere) = mark(&answer, &row.hallucinated);
-    let (correct, score) = (row.correct, row.score);
+    let shown = |score: f64| if score.fract() == 0.0 { format!("{score}").replace('-', "−") } else { number(score) };
+    let (correct, score) = (row.correct, row.score.map(shown));
     Told { pieces, elsewhere, invented: !row.hallucinated.is_empty(), correct, score, cut }
 }
 

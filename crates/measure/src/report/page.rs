@@ -159,7 +159,17 @@ impl Report {
                 self.questions
             ));
         }
+        let bare = cards.iter().filter(|card| card.figures.is_empty()).count();
+        if bare > 0 {
+            notes.push(format!("questions of the gallery whose rows name no picture: {bare}"));
+        }
         let benchmarks = table::benchmarks(self);
+        let apart = benchmarks.iter().filter(|benchmark| benchmark.apart.is_some());
+        for name in apart.map(|benchmark| benchmark.name.as_str()).collect::<BTreeSet<_>>() {
+            notes.push(format!(
+                "evaluations of `{name}` are over different questions: each sample has a table of its own, and nothing is compared between them"
+            ));
+        }
         let empty = Vec::new();
         let runs: Vec<RunHead> = self
             .runs
@@ -199,7 +209,11 @@ impl Report {
         };
         match benchmarks {
             [] => names,
-            _ => format!("{names} on {}", benchmarks.iter().map(|b| b.name.as_str()).collect::<Vec<_>>().join(", ")),
+            _ => {
+                let mut of: Vec<&str> = benchmarks.iter().map(|benchmark| benchmark.name.as_str()).collect();
+                of.dedup();
+                format!("{names} on {}", of.join(", "))
+            }
         }
     }
 

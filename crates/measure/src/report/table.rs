@@ -5,12 +5,14 @@ use super::evaluation::Evaluation;
 use crate::{Better, Figure};
 use serde::Serialize;
 
-/// The figures of one benchmark.
+/// The figures of one benchmark, over the same questions.
 #[derive(Debug, Serialize)]
 pub(super) struct Benchmark {
     pub name: String,
-    /// Answers that were scored, least and most over the models.
+    /// Answers that were scored.
     pub answers: String,
+    /// Says that other questions of the benchmark have a table of their own.
+    pub apart: Option<String>,
     pub figures: Vec<Scale>,
 }
 
@@ -40,13 +42,14 @@ pub(super) struct Line {
     pub interval: String,
     /// Value, low and high on the scale, in percent.
     pub places: Option<[f64; 3]>,
-    /// How it stands to the first model.
+    /// How it stands to the base model.
     pub change: String,
     /// `clear` where the intervals do not overlap.
     pub change_kind: &'static str,
 }
 
-/// The tables of a report, in the order in which the benchmarks first appear.
+/// The tables of a report, in the order in which the benchmarks first appear. Evaluations over other questions have a table of their own:
+/// a difference between samples is none between models.
 pub(super) fn benchmarks(report: &Report) -> Vec<Benchmark> {
     let mut names: Vec<&str> = Vec::new();
     for evaluation in report.evaluations.iter().filter(|evaluation| evaluation.figures.is_some()) {
@@ -54,12 +57,36 @@ pub(super) fn benchmarks(report: &Report) -> Vec<Benchmark> {
             names.push(evaluation.benchmark());
         }
     }
-    names.into_iter().map(|name| benchmark(report, name)).collect()
+    let mut tables = Vec::new();
+    for name in names {
+        let samples = samples(report, name);
+        let count = samples.len();
+        for (index, own) in samples.into_iter().enumerate() {
+            let apart = (count > 1).then(|| {
+                let number = index + 1;
+                format!(
+                    "sample {number} of {count}: other questions than in the other tables, so not compared with them"
+                )
+            });
+            tables.push(benchmark(report, name, &own, apart));
+        }
+    }
+    tables
 }
 
-fn benchmark(report: &Report, name: &str) -> Benchmark {
-    let own: Vec<&Evaluation> =
-        report.evaluations.iter().filter(|e| e.figures.is_some() && e.benchmark() == name).collect();
+/// The evaluations of a benchmark, those over the same questions together.
+fn samples<'a>(report: &'a Report, name: &str) -> Vec<Vec<&'a Evaluation>> {
+    let mut samples: Vec<Vec<&Evaluation>> = Vec::new();
+    for evaluation in report.evaluations.iter().filter(|e| e.figures.is_some() && e.benchmark() == name) {
+        match samples.iter_mut().find(|sample| sample[0].is_over_the_same(evaluation)) {
+            Some(sample) => sample.push(evaluation),
+            None => samples.push(vec![evaluation]),
+        }
+    }
+    samples
+}
+
+fn benchmark(report: &Report, name: &str, own: &[&Evaluation], apart: Option<String>) -> Benchmark {
     let all = || own.iter().filter_map(|evaluation| evaluation.figures.as_ref());
     let mut figures: Vec<&str> = Vec::new();
     for figure in all().flat_map(|figures| &figures.figures) {
@@ -67,11 +94,12 @@ fn benchmark(report: &Report, name: &str) -> Benchmark {
             figures.push(&figure.name);
         }
     }
-    let (least, most) = (all().map(|f| f.answers).min().unwrap_or(0), all().map(|f| f.answers).max().unwrap_or(0));
+    let answers = all().map(|figures| figures.answers).max().unwrap_or(0);
     Benchmark {
         name: name.to_owned(),
-        answers: if least == most { format!("{most} answers each") } else { format!("{least} to {most} answers") },
-        figures: figures.into_iter().filter_map(|figure| scale(report, &own, figure)).collect(),
+        answers: format!("{answers} answers{}", if own.len() > 1 { " each" } else { "" }),
+        apart,
+        figures: figures.into_iter().filter_map(|figure| scale(report, own, figure)).collect(),
     }
 }
 
@@ -84,7 +112,9 @@ fn scale(report: &Report, own: &[&Evaluation], name: &str) -> Option<Scale> {
     let ends = known().flat_map(|figure| [figure.value, figure.low, figure.high]).flatten().filter(|v| v.is_finite());
     let (low, high) = ends.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
     let axis = (low <= high).then(|| Axis::around(low, high));
-    let base = found.iter().flatten().next();
+    // The first of those that are most surely the bare model.
+    let known_by = own.iter().zip(&found).filter_map(|(evaluation, figure)| Some((evaluation, figure.as_ref()?)));
+    let base = known_by.min_by_key(|(evaluation, _)| evaluation.rank_as_base()).map(|(_, figure)| figure);
     let better = base?.better;
     let rows = own.iter().zip(&found).map(|(evaluation, figure)| {
         let value = figure.as_ref().and_then(|figure| figure.value);
@@ -119,7 +149,7 @@ fn scale(report: &Report, own: &[&Evaluation], name: &str) -> Option<Scale> {
     })
 }
 
-/// The difference to the first model in words, and whether it is clear.
+/// The difference to the base model in words, and whether it is clear.
 fn change(base: &Figure, other: &Figure) -> (String, &'static str) {
     let Some((from, to)) = base.value.zip(other.value) else { return (String::new(), "none") };
     let difference = to - from;
@@ -144,7 +174,7 @@ fn change(base: &Figure, other: &Figure) -> (String, &'static str) {
 }
 
 /// As many digits as a reader compares: one behind the point from 10 on, two from 1, three below.
-fn number(value: f64) -> String {
+pub(super) fn number(value: f64) -> String {
     let digits = match value.abs() {
         size if size >= 10.0 => 1,
         size if size >= 1.0 => 2,

@@ -130,9 +130,7 @@ fn a_card_shows_the_answers_side_by_side() {
     </div>
     </dl>
     "##);
-    insta::assert_snapshot!(part(&html, "<div class=\"missing\"", "</div>"), @r#"
-    <div class="missing" role="img" aria-label="no picture"><span>cannot read `such.png`: No such file or directory (os error 2)</span></div>
-    "#);
+    insta::assert_snapshot!(part(&html, "<div class=\"missing\"", "</div>"), @r#"<div class="missing" role="img" aria-label="no picture"><span>cannot read `such.png`: No such file or directory (os error 2)</span></div>"#);
     insta::assert_snapshot!(part(&html, "<tbody role", "</tbody>"), @r##"
     <tbody role="rowgroup">
     <tr role="row" class="figure"><th role="rowheader" scope="rowgroup" colspan="3">CHAIRi <span class="muted">lower is better</span></th><td role="cell" class="plotcol" aria-hidden="true"><svg class="axis" width="100%" height="14"><text x="19.21%" y="11" text-anchor="middle">20</text><text x="50.0%" y="11" text-anchor="middle">25</text><text x="80.79%" y="11" text-anchor="middle">30</text></svg></td><td role="cell" class="delta"></td></tr>
@@ -152,6 +150,84 @@ fn a_card_shows_the_answers_side_by_side() {
     </tr>
     </tbody>
     "##);
+}
+
+#[test]
+fn evaluations_over_other_questions_have_a_table_of_their_own() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let rows = |ids: std::ops::Range<i32>| {
+        let about = |id: i32| json!({ "id": id, "question": "What is there?", "answer": "A dog.", "image": format!("/{id}.png") });
+        ids.map(about).collect::<Vec<_>>()
+    };
+    // Ids that are places in files differ by how the files are called; pictures and texts are the same.
+    let renamed: Vec<Value> = rows(0..3)
+        .into_iter()
+        .map(|mut row| {
+            row["id"] = json!(format!("./pairs.jsonl line {}", row["id"]));
+            row
+        })
+        .collect();
+    let named = |name: &str, chair, rows: &[Value]| Source {
+        name: Some(name.to_owned()),
+        ..evaluation(&folder.path().join(name), chair, rows)
+    };
+    // As many answers, but to other questions.
+    let sources = [named("dpo", 30.0, &rows(0..3)), named("other", 10.0, &rows(1..4)), named("base", 40.0, &renamed)];
+    let page = page(&sources);
+    let captions: Vec<&str> =
+        page.html.split("<caption>chair ").skip(1).map(|rest| part(rest, "", "</caption>")).collect();
+    assert_eq!(captions.len(), 2);
+    assert!(
+        captions[0].contains("3 answers each · sample 1 of 2") && captions[1].contains("3 answers · sample 2 of 2")
+    );
+    let changes = |table: &str| {
+        let cells =
+            table.split("class=\"delta ").skip(1).map(|rest| part(rest, ">", "<").trim_matches(['>', '<']).to_owned());
+        cells.collect::<Vec<String>>()
+    };
+    let tables: Vec<&str> = page.html.split("<table class=\"figures\"").skip(1).collect();
+    // The one called base is what others are compared with, wherever it stands; the other sample is compared with nothing.
+    assert_eq!(changes(tables[0]), ["−10.0 clearly better", "baseline"]);
+    assert_eq!(changes(tables[1])[0], "baseline");
+    assert!(page.notes.iter().any(|note| note.starts_with("evaluations of `chair` are over different questions")));
+}
+
+#[test]
+fn the_model_that_others_are_compared_with_is_the_bare_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let rows = [row(1, "A dog.", &[])];
+    let adapted = |name: &str| {
+        let source = evaluation(&folder.path().join(name), 30.0, &rows);
+        let file = source.path.join("metrics.json");
+        let text = fs::read_to_string(&file).expect("figures").replace("\"adapter\":null", "\"adapter\":\"runs/x\"");
+        fs::write(&file, text).expect("written");
+        source
+    };
+    let run = run(folder.path(), "run", &json!([{ "step": 1, "loss": 0.7 }]));
+    for step in [0, 20] {
+        evaluation(&run.path.join(format!("evaluations/step-{step}/chair")), 30.0, &rows);
+    }
+    let base = |sources: &[Source]| {
+        let html = page(sources).html;
+        let before = html.split("delta base\">").next().expect("a baseline");
+        let name = before.rsplit("</svg> ").find_map(|rest| rest.split_once("</th>")).expect("a name").0;
+        name.to_owned()
+    };
+    let llava = evaluation(&folder.path().join("llava"), 30.0, &rows);
+    assert_eq!(base(&[adapted("dpo"), run.clone(), llava]), "llava");
+    assert_eq!(base(&[adapted("dpo"), run.clone()]), "run · step 0");
+    assert_eq!(base(&[adapted("dpo"), adapted("mdpo")]), "dpo");
+    assert_eq!(base(&[run, adapted("base")]), "base");
+}
+
+#[test]
+fn a_score_is_rounded_and_a_row_without_a_picture_says_so() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let scored = |id: i32, score: f64| json!({ "id": id, "question": "Q?", "answer": "A.", "score": score });
+    let page = page(&[evaluation(&folder.path().join("base"), 30.0, &[scored(1, -2.716_4), scored(2, 6.0)])]);
+    assert!(page.html.contains(">score −2.72<") && page.html.contains(">score 6<"), "scores");
+    assert_eq!(page.html.matches("no picture: the row names none").count(), 2);
+    assert_eq!(page.notes, ["questions of the gallery whose rows name no picture: 2"]);
 }
 
 #[test]

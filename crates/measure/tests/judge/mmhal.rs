@@ -66,7 +66,7 @@ fn grades_of_a_judge_become_figures_and_rows() {
     assert_eq!(
         row,
         json!({
-            "id": "0", "image": image, "question": "What is number 0?", "answer": "It is bread.", "type": "attribute", "verdict": "Rating: 6", "score": 6,
+            "id": "0", "image": image, "question": "What is number 0?", "answer": "It is bread.", "type": "attribute", "verdict": "Rating: 6", "score": 6.0,
         })
     );
 

@@ -127,6 +127,26 @@ fn answers_meet_their_questions_or_are_told() {
 }
 
 #[test]
+fn a_limit_draws_questions_by_the_seed_and_they_keep_their_ids() {
+    let entries: Vec<Value> = (0..12).map(|index| entry("other", &index.to_string())).collect();
+    let folder = folder(&json!(entries));
+    let ids = |limit, seed| {
+        let (asked, others) = draw(read(folder.path()).unwrap(), limit, seed);
+        assert_eq!(asked.len() + others.len(), 12);
+        asked.into_iter().map(|item| item.id).collect::<Vec<_>>()
+    };
+    assert_eq!(ids(None, 1).len(), 12);
+    assert_eq!(ids(Some(40), 1).len(), 12);
+    let drawn = ids(Some(5), 1);
+    assert_eq!((drawn.len(), &drawn), (5, &ids(Some(5), 1)));
+    assert!(
+        drawn.is_sorted_by_key(|id| id.parse::<usize>().unwrap()) && drawn != ["0", "1", "2", "3", "4"],
+        "{drawn:?}"
+    );
+    assert_ne!(drawn, ids(Some(5), 2));
+}
+
+#[test]
 fn a_prompt_holds_everything_as_it_is() {
     let folder = folder(&json!([entry("attribute", "a")]));
     let items = read(folder.path()).unwrap();
