@@ -787,7 +787,7 @@ proptest! {
 #[test]
 fn files_that_two_data_sets_share_are_found_and_splits_of_a_folder_share_none() {
     let folder = folder();
-    ["train.jsonl", "test.jsonl"].map(|name| fs::write(folder.path().join(name), "").unwrap());
+    ["train.jsonl", "test.jsonl"].iter().for_each(|name| fs::write(folder.path().join(name), "").unwrap());
     let shared = |one: &str, other: &str| {
         let path = |name: &str| vec![folder.path().join(name)];
         let found = shared_files(&path(one), &path(other)).unwrap();
