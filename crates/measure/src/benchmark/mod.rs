@@ -235,7 +235,8 @@ impl Loaded {
                 return Err(Error::at(folder.display(), format!("two questions have the id `{}`", question.id)));
             }
         }
-        let asked = sample(&opened.questions, options);
+        let images = opened.questions.iter().map(|question| question.image.as_path());
+        let asked = sample(images, options.limit, options.seed);
         let chosen = opened.questions.into_iter().enumerate().filter(|(index, _)| asked.contains(index));
         let (indices, questions) = chosen.unzip();
         Ok(Self { benchmark, questions, indices, known, scorer: opened.scorer })
@@ -311,13 +312,13 @@ impl Loaded {
     }
 }
 
-/// The indices of the questions that are asked.
-fn sample(questions: &[Question], options: &Options) -> HashSet<usize> {
+/// The indices of the questions that are asked, whose images these are.
+fn sample<'a>(all: impl Iterator<Item = &'a Path> + Clone, limit: Option<usize>, seed: u64) -> HashSet<usize> {
     let mut images: Vec<&Path> = Vec::new();
     let mut seen = HashSet::new();
-    images.extend(questions.iter().map(|question| question.image.as_path()).filter(|image| seen.insert(*image)));
-    if let Some(limit) = options.limit.filter(|limit| *limit < images.len()) {
-        let mut random = ChaCha8Rng::seed_from_u64(options.seed);
+    images.extend(all.clone().filter(|image| seen.insert(*image)));
+    if let Some(limit) = limit.filter(|limit| *limit < images.len()) {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
         for at in 0..limit {
             let other = at + below(images.len() - at, &mut random);
             images.swap(at, other);
@@ -325,7 +326,7 @@ fn sample(questions: &[Question], options: &Options) -> HashSet<usize> {
         images.truncate(limit);
     }
     let images: HashSet<&Path> = images.into_iter().collect();
-    questions.iter().enumerate().filter(|(_, q)| images.contains(q.image.as_path())).map(|(index, _)| index).collect()
+    all.enumerate().filter(|(_, image)| images.contains(image)).map(|(index, _)| index).collect()
 }
 
 /// Finds images by their names in the folders where authors and users put them.
