@@ -37,7 +37,7 @@ enum Scoring {
     /// By a rule.
     Rule(Loaded),
     /// By a language model.
-    Judge(Graded),
+    Judge(Box<Graded>),
 }
 
 /// What answers came to.
@@ -98,7 +98,7 @@ impl Answering {
                 let asked = graded.items().iter();
                 let questions =
                     read(asked.map(|item| Question::new(&item.id, &item.question, [item.image.clone()])).collect())?;
-                return Ok((Scoring::Judge(graded), questions));
+                return Ok((Scoring::Judge(Box::new(graded)), questions));
             }
             let benchmark = Benchmark::of_name(&sample.name).map_err(of_key)?;
             let options = benchmark::Options { limit: sample.limit, seed: run.seed, ..benchmark::Options::default() };

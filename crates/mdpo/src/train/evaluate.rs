@@ -74,6 +74,15 @@ pub(super) struct Moment {
     pub per_epoch: usize,
 }
 
+/// What an evaluation came to.
+#[derive(Debug)]
+pub(super) struct Findings {
+    /// The entry of the log.
+    pub entry: Map<String, Value>,
+    /// Lines for the terminal.
+    pub notes: Vec<String>,
+}
+
 impl Evaluator {
     /// The evaluations that a recipe asks for, of the rows it holds out.
     ///
@@ -124,15 +133,11 @@ impl Evaluator {
         stopping.is_some_and(|stopping| evaluations.waited >= stopping.patience)
     }
 
-    /// Evaluates; gives the log entry with lines for the terminal, or nothing when a signal cut it short.
+    /// Evaluates; gives what it found, or nothing when a signal cut it short.
     ///
     /// # Errors
     /// A loss that is not finite, an image that cannot be decoded.
-    pub(super) fn evaluate(
-        &self,
-        subject: &mut Subject,
-        moment: Moment,
-    ) -> Result<Option<(Map<String, Value>, Vec<String>)>> {
+    pub(super) fn evaluate(&self, subject: &mut Subject, moment: Moment) -> Result<Option<Findings>> {
         let began = Instant::now();
         let (mut entry, mut notes) = (Map::new(), Vec::new());
         let mut pairs = 0;
@@ -157,7 +162,7 @@ impl Evaluator {
         }
         entry.insert("epoch".to_owned(), json!(moment.step as f64 / moment.per_epoch as f64));
         entry.insert("step".to_owned(), json!(moment.step));
-        Ok(Some((entry, notes)))
+        Ok(Some(Findings { entry, notes }))
     }
 
     /// Loss and metrics over all held-out rows as one step without gradients and dropout.
