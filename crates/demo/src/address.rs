@@ -77,6 +77,7 @@ pub(crate) enum Purpose {
     Arrangement = 0,
     Noise = 1,
     Mistake = 2,
+    Questions = 3,
 }
 
 impl Address {

@@ -47,10 +47,10 @@ pub fn named(caption: &str) -> Vec<Object> {
     named.filter_map(|name| Object::named(&name.join(" "))).collect()
 }
 
-/// The words of captions and questions, and those of yes-no questions, which a checkpoint must know before anyone asks them.
+/// The words of captions and questions, in lower case.
 pub fn words() -> Vec<&'static str> {
     let mut words = vec![",", ".", "?", ":", "there", "is", "a", "and", "nothing", "describe", "the", "picture"];
-    words.extend(["in", "yes", "no", "not", "this", "what", "how", "many", "it", "USER", "ASSISTANT", "SYSTEM"]);
+    words.extend(["in", "yes", "no", "not", "image", "what", "how", "many", "it", "user", "assistant", "system"]);
     words.extend(Object::all().flat_map(|object| object.name().split(' ')));
     words
 }

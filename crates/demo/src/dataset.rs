@@ -3,6 +3,7 @@
 use crate::address::{Address, Split};
 use crate::artwork::Artwork;
 use crate::captions::{Pair, Pairing, QUESTION, caption};
+use crate::questions;
 use crate::scenes::Scene;
 use mdpo::{Error, Result};
 use serde_json::{Value, json};
@@ -25,8 +26,8 @@ pub struct Scenes {
 
 impl Scenes {
     /// Writes `images/000000.png` … and `objects.jsonl` (what every picture shows, as the benchmark `objects` reads it), beside them
-    /// `sft.jsonl` (prompt and chosen) for [`Split::Sft`] and `pairs.jsonl` (prompt, chosen, rejected) for every other split. Paths in the rows are
-    /// relative to the folder, which is made if need be.
+    /// `captions.jsonl` and `questions.jsonl` (prompt and chosen; [`questions::about`] as one dialog) for [`Split::Sft`] and `pairs.jsonl` (prompt,
+    /// chosen, rejected) for every other split. Paths in the rows are relative to the folder, which is made if need be.
     ///
     /// # Errors
     /// The folder holds something already, or cannot be written.
@@ -40,8 +41,10 @@ impl Scenes {
         }
         std::fs::create_dir(&images).map_err(|error| Error::io("create", &images, &error))?;
         let artwork = Artwork::of(self.split.style())?;
-        let rows_name = if self.split == Split::Sft { "sft.jsonl" } else { "pairs.jsonl" };
-        let (mut objects, mut rows) = (Lines::create(folder, "objects.jsonl")?, Lines::create(folder, rows_name)?);
+        let mut objects = Lines::create(folder, "objects.jsonl")?;
+        let names: &[&str] =
+            if self.split == Split::Sft { &["captions.jsonl", "questions.jsonl"] } else { &["pairs.jsonl"] };
+        let mut files = names.iter().map(|name| Lines::create(folder, name)).collect::<Result<Vec<_>>>()?;
         for index in 0..self.count {
             let scene = Scene::at(Address { seed: self.seed, split: self.split, index });
             let image = format!("images/{index:06}.png");
@@ -51,21 +54,45 @@ impl Scenes {
             let names: Vec<&str> = scene.objects().iter().map(|object| object.name()).collect();
             objects
                 .add(&json!({"id": format!("{index:06}"), "image": image, "objects": names, "question": QUESTION}))?;
-            rows.add(&self.row(&scene, &image))?;
+            if self.split == Split::Sft {
+                let [captions, questions] = &mut files[..] else { unreachable!("two files were made for it") };
+                let about = json!(said("assistant", &caption(&scene.objects())));
+                captions.add(&json!({"images": [image], "prompt": [shown(QUESTION)], "chosen": [about]}))?;
+                questions.add(&dialog(&scene, &image))?;
+            } else {
+                let Pair { chosen, rejected, .. } = Pair::about(&scene, self.pairing);
+                let [chosen, rejected] = [chosen, rejected].map(|caption| said("assistant", &caption));
+                files[0].add(&json!({
+                    "images": [image], "prompt": [shown(QUESTION)], "chosen": [chosen], "rejected": [rejected]
+                }))?;
+            }
         }
         objects.finish()?;
-        rows.finish()
+        files.into_iter().try_for_each(Lines::finish)
     }
+}
 
-    fn row(&self, scene: &Scene, image: &str) -> Value {
-        let prompt = json!([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]);
-        let answer = |text: &str| json!([{"role": "assistant", "content": [{"type": "text", "text": text}]}]);
-        if self.split == Split::Sft {
-            return json!({"images": [image], "prompt": prompt, "chosen": answer(&caption(&scene.objects()))});
-        }
-        let Pair { chosen, rejected, .. } = Pair::about(scene, self.pairing);
-        json!({"images": [image], "prompt": prompt, "chosen": answer(&chosen), "rejected": answer(&rejected)})
+fn said(role: &str, text: &str) -> Value {
+    json!({"role": role, "content": [{"type": "text", "text": text}]})
+}
+
+/// A question with the picture before it.
+fn shown(question: &str) -> Value {
+    json!({"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]})
+}
+
+/// The yes-no questions about a scene as one row; every other row begins with the description, to which the words of the questions are
+/// sooner connected than to what the picture shows.
+fn dialog(scene: &Scene, image: &str) -> Value {
+    let described = scene.address.index.is_multiple_of(2).then(|| (QUESTION.to_owned(), caption(&scene.objects())));
+    let asked = questions::about(scene).into_iter().map(|question| (question.text(), question.answer().to_owned()));
+    let mut turns = Vec::new();
+    for (question, answer) in described.into_iter().chain(asked) {
+        turns.push(if turns.is_empty() { shown(&question) } else { said("user", &question) });
+        turns.push(said("assistant", &answer));
     }
+    let answers = turns.split_off(1);
+    json!({"images": [image], "prompt": turns, "chosen": answers})
 }
 
 /// A JSONL file being written.
@@ -105,7 +132,7 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let scenes = Scenes { seed: 1, split, count: 5, pairing: Pairing::Balanced };
             scenes.write(folder.path()).unwrap();
-            let file = if split == Split::Sft { "sft.jsonl" } else { "pairs.jsonl" };
+            let file = if split == Split::Sft { "captions.jsonl" } else { "pairs.jsonl" };
             let (rows, objects) = (rows(&folder.path().join(file)), rows(&folder.path().join("objects.jsonl")));
             assert_eq!((rows.len(), objects.len()), (5, 5));
             for (row, known) in rows.iter().zip(&objects) {
@@ -120,6 +147,29 @@ mod tests {
             }
             let error = scenes.write(folder.path()).unwrap_err().to_string();
             assert!(error.contains("expected an empty folder"), "{error}");
+        }
+    }
+
+    #[test]
+    fn questions_are_a_dialog_about_the_picture_and_every_other_begins_with_its_description() {
+        let folder = tempfile::tempdir().unwrap();
+        let scenes = Scenes { seed: 1, split: Split::Sft, count: 4, pairing: Pairing::Balanced };
+        scenes.write(folder.path()).unwrap();
+        let (dialogs, captions) =
+            (rows(&folder.path().join("questions.jsonl")), rows(&folder.path().join("captions.jsonl")));
+        assert_eq!(dialogs.len(), 4);
+        for (index, (dialog, caption)) in dialogs.iter().zip(&captions).enumerate() {
+            let turns = dialog["chosen"].as_array().unwrap();
+            let role = |turn: usize| if turn.is_multiple_of(2) { "assistant" } else { "user" };
+            assert!(turns.iter().enumerate().all(|(turn, said)| said["role"] == role(turn)));
+            let described = dialog["prompt"] == caption["prompt"] && turns[0] == caption["chosen"][0];
+            assert_eq!(described, index % 2 == 0);
+            let asked = if described { &turns[1] } else { &dialog["prompt"][0] };
+            let parts = asked["content"].as_array().unwrap();
+            assert!(parts.last().unwrap()["text"].as_str().unwrap().starts_with("Is there a "));
+            // The picture is shown once.
+            assert_eq!(dialog["prompt"][0]["content"][0]["type"], "image");
+            assert_eq!(parts.len(), if described { 1 } else { 2 });
         }
     }
 }

@@ -1,17 +1,17 @@
-//! What a model is worth on held-out scenes: what it says of them, scored by the benchmark `objects`, and what it makes of held-out pairs.
+//! What a model is worth on held-out scenes: what it says of them and what it answers to POPE's questions about them, both scored by the
+//! benchmark `objects`, and what it makes of held-out pairs.
 //!
 //! Every folder is written as `mdpo eval` writes it, so that `mdpo report` shows it.
 
-use crate::captions;
-use crate::scenes::Object;
 use mdpo::config::Run;
 use mdpo::data::Question;
 use mdpo::eval::{self, Answerer, Decoding, Sampling};
 use mdpo::train::{self, ReferenceRow, Talk};
 use mdpo::{Error, Result};
-use mdpo_measure::benchmark::{Answers, Benchmark, Loaded, Missing, Options, Scored, poll};
+use mdpo_measure::benchmark::{Answers, Benchmark, Loaded, Missing, Options, Scored};
 use mdpo_measure::interval::{Bootstrap, Formula, Measure, Tally};
 use mdpo_measure::{Better, Figures};
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 /// No caption is longer.
@@ -36,41 +36,54 @@ impl HeldOut {
         Ok(Self { name, benchmark: Loaded::open(Benchmark::Objects, folder, &Options::default())? })
     }
 
-    /// What the model is asked: to describe every picture.
-    fn questions(&self) -> Vec<Question> {
-        let all = self.benchmark.questions().iter().filter(|question| is_description(&question.id));
+    /// What the model is asked. POPE asks about what is there once for each of its settings; who answers greedily is asked once.
+    fn questions(&self, asked: Asked) -> Vec<Question> {
+        let mut seen = HashSet::new();
+        let all = self.benchmark.questions().iter();
+        let all = all.filter(|question| asked == Asked::Everything || is_description(&question.id));
+        let all = all.filter(|question| seen.insert((&question.image, &question.text)));
         all.map(|question| Question::new(&question.id, &question.text, [question.image.clone()])).collect()
     }
 
-    /// Figures and rows of some descriptions.
-    ///
-    /// The checkpoint was taught to describe and nothing else, so POPE's polls are put to its descriptions: whether a dog is in the picture
-    /// is answered "yes" where the description names a dog.
-    fn score(&self, descriptions: &Answers) -> Result<Scored> {
-        let about: Vec<(String, Object)> =
-            Object::all().map(|object| (poll::question(object.name()), object)).collect();
-        let mut answers = Vec::new();
+    /// Figures and rows of some answers: of the descriptions and of the polls.
+    fn score(&self, answers: &Answers) -> Result<(Scored, Scored)> {
+        let mut said = HashMap::new();
         for question in self.benchmark.questions() {
-            let image = question.id.split('/').next().unwrap_or_default();
-            let Some(description) = descriptions.get(&description_of(image)) else { continue };
-            let named = captions::named(description);
-            let poll = about.iter().find(|(text, _)| *text == question.text);
-            let says = |object| if named.contains(object) { "yes" } else { "no" };
-            let answer = poll.map_or(description, |(_, object)| says(object));
-            answers.push((question.id.clone(), answer.to_owned()));
+            if let Some(answer) = answers.get(&question.id) {
+                said.insert((&question.image, &question.text), answer);
+            }
         }
-        let answers = Answers::of(descriptions.source(), answers);
-        let mut scored = self.benchmark.score(&answers, Missing::Refuse, Bootstrap::default())?;
-        // Rows are what the model itself said.
-        scored.rows.retain(|row| is_description(&row.id));
-        Ok(scored)
+        let all = self.benchmark.questions().iter();
+        let all = all.filter_map(|question| {
+            Some((question.id.clone(), (*said.get(&(&question.image, &question.text))?).to_owned()))
+        });
+        let answers = Answers::of(answers.source(), all);
+        let mut descriptions = self.benchmark.score(&answers, Missing::LeaveOut, Bootstrap::default())?;
+        let mut polls = descriptions.clone();
+        descriptions.rows.retain(|row| is_description(&row.id));
+        polls.rows.retain(|row| !is_description(&row.id));
+        descriptions.figures.figures.retain(|figure| !figure.name.starts_with(POLLS));
+        polls.figures.figures.retain(|figure| figure.name.starts_with(POLLS));
+        for (scored, benchmark) in [(&mut descriptions, "objects"), (&mut polls, "POPE")] {
+            scored.figures.answers = scored.rows.len();
+            // In a report the same benchmark on other scenes is another one.
+            scored.figures.benchmark = format!("{benchmark}: {}", self.name);
+        }
+        Ok((descriptions, polls))
     }
 }
 
-/// What the benchmark calls the question for a description of an image.
-fn description_of(image: &str) -> String {
-    format!("{image}/describe")
+/// What a model is asked about held-out scenes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    /// To describe each.
+    Descriptions,
+    /// That, and POPE's questions about each.
+    Everything,
 }
+
+/// What the benchmark puts before the figures of its polls.
+const POLLS: &str = "POPE/";
 
 fn is_description(id: &str) -> bool {
     id.ends_with("/describe")
@@ -86,12 +99,16 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// Describes held-out scenes, and writes answers, rows and figures into `out`, which is made if need be.
+    /// Answers what is asked about held-out scenes; gives figures of descriptions and polls together, and the rows of the descriptions.
+    ///
+    /// Written are answers, rows and figures: those of the descriptions into the folder of the set in `out`, those of the polls into
+    /// `pope-SET` beside it.
     ///
     /// # Errors
     /// The model cannot be read, a file cannot be written.
-    pub fn describe(&self, held_out: &HeldOut, out: &Path) -> Result<Scored> {
-        std::fs::create_dir_all(out).map_err(|error| Error::io("create", out, &error))?;
+    pub fn answer(&self, held_out: &HeldOut, asked: Asked, out: &Path) -> Result<Scored> {
+        let folder = out.join(held_out.name);
+        std::fs::create_dir_all(&folder).map_err(|error| Error::io("create", &folder, &error))?;
         let answerer = Answerer {
             model: self.model.clone(),
             adapter: self.adapter.clone(),
@@ -101,14 +118,17 @@ impl Candidate {
             max_new_tokens: MAX_NEW_TOKENS,
             batch_size: BATCH,
         };
-        let answers = out.join("answers.jsonl");
-        eval::answer_file(&answerer, &held_out.questions(), &answers, Talk::Silent)?;
-        let mut scored = held_out.score(&Answers::read(&answers)?)?;
-        self.sign(&mut scored.figures);
-        // In a report the same benchmark on other scenes is another one.
-        scored.figures.benchmark = format!("{}: {}", scored.figures.benchmark, held_out.name);
-        scored.write(out)?;
-        Ok(scored)
+        let answers = folder.join("answers.jsonl");
+        eval::answer_file(&answerer, &held_out.questions(asked), &answers, Talk::Silent)?;
+        let (mut descriptions, mut polls) = held_out.score(&Answers::read(&answers)?)?;
+        self.sign(&mut descriptions.figures);
+        descriptions.write(&folder)?;
+        if asked == Asked::Everything {
+            self.sign(&mut polls.figures);
+            polls.write(&out.join(format!("pope-{}", held_out.name)))?;
+            descriptions.figures.figures.append(&mut polls.figures.figures);
+        }
+        Ok(descriptions)
     }
 
     /// What it makes of held-out pairs, whose log-probs under this model are `own`: figures, which are also written into `out`.
@@ -207,31 +227,55 @@ impl LogProbs {
 mod tests {
     use super::*;
     use crate::address::Split;
-    use crate::captions::Pairing;
+    use crate::captions::{self, Pairing};
     use crate::dataset::Scenes;
+    use crate::scenes::Object;
+
+    fn held_out(folder: &Path, count: u64) -> HeldOut {
+        Scenes { seed: 1, split: Split::Mixed, count, pairing: Pairing::Balanced }
+            .write(&folder.join("mixed"))
+            .unwrap();
+        HeldOut::open(&folder.join("mixed"), "mixed").unwrap()
+    }
 
     #[test]
-    fn descriptions_are_scored_and_polled() {
+    fn what_is_asked_is_asked_once_and_counts_in_every_setting() {
         let folder = tempfile::tempdir().unwrap();
-        let scenes = Scenes { seed: 1, split: Split::Mixed, count: 12, pairing: Pairing::Balanced };
-        scenes.write(&folder.path().join("mixed")).unwrap();
-        let held_out = HeldOut::open(&folder.path().join("mixed"), "mixed").unwrap();
+        let held_out = held_out(folder.path(), 12);
+        assert_eq!(held_out.questions(Asked::Descriptions).len(), 12);
+        let questions = held_out.questions(Asked::Everything);
+        let text = |question: &Question| format!("{question:?}").split_once("asked").unwrap().1.to_owned();
+        assert_eq!(questions.iter().map(text).collect::<HashSet<_>>().len(), questions.len());
+        let all = held_out.benchmark.questions().len();
+        assert!(questions.len() < all);
+        let yes = questions.iter().map(|question| (question.id.clone(), "yes".to_owned()));
+        let (descriptions, polls) = held_out.score(&Answers::of("test", yes)).unwrap();
+        assert_eq!((descriptions.rows.len(), polls.rows.len()), (12, all - 12));
+        let figure = |name: &str| polls.figures.figures.iter().find(|figure| figure.name == name).unwrap().value;
+        for setting in ["", "random/", "popular/", "adversarial/"] {
+            assert_eq!(figure(&format!("POPE/{setting}accuracy")), Some(50.0));
+            assert_eq!(figure(&format!("POPE/{setting}yes_share")), Some(100.0));
+        }
+    }
+
+    #[test]
+    fn descriptions_are_scored() {
+        let folder = tempfile::tempdir().unwrap();
+        let held_out = held_out(folder.path(), 12);
         let figure = |describe: &dyn Fn(&[Object]) -> Vec<Object>, name: &str| {
             let said = (0..12).map(|index| {
                 let scene = crate::scenes::Scene::at(crate::address::Address { seed: 1, split: Split::Mixed, index });
-                (description_of(&format!("{index:06}")), captions::caption(&describe(&scene.objects())))
+                (format!("{index:06}/describe"), captions::caption(&describe(&scene.objects())))
             });
-            let scored = held_out.score(&Answers::of("test", said)).unwrap();
+            let (scored, _) = held_out.score(&Answers::of("test", said)).unwrap();
             assert_eq!(scored.rows.len(), 12);
             scored.figures.figures.iter().find(|figure| figure.name == name).unwrap().value.unwrap()
         };
         let truth = |objects: &[Object]| objects.to_vec();
         assert_eq!((figure(&truth, "CHAIRs"), figure(&truth, "Cover")), (0.0, 100.0));
-        assert_eq!(figure(&truth, "POPE/accuracy"), 100.0);
-        // Who names everything invents in every picture and says yes to every poll.
+        // Who names everything invents in every picture.
         let everything = |_: &[Object]| Object::all().collect();
         assert_eq!((figure(&everything, "CHAIRs"), figure(&everything, "Cover")), (100.0, 100.0));
-        assert_eq!(figure(&everything, "POPE/accuracy"), 50.0);
         let nothing = |_: &[Object]| Vec::new();
         assert_eq!((figure(&nothing, "CHAIRs"), figure(&nothing, "Cover")), (0.0, 0.0));
     }

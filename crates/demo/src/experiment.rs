@@ -216,4 +216,13 @@ mod tests {
         assert_ne!(changed.rejected_image, mdpo.rejected_image);
         assert_eq!(other.title(Method::Mdpo), "mDPO - conditional, random picture");
     }
+
+    #[test]
+    fn the_stages_of_the_checkpoint_are_valid_and_follow_each_other() {
+        let read = |text: &str, name: &str| Run::from_yaml(text, name, &[]).unwrap_or_else(|error| panic!("{error}"));
+        let described = read(include_str!("../base.yaml"), "base.yaml");
+        let asked = read(include_str!("../questions.yaml"), "questions.yaml");
+        assert_eq!(Path::new(&asked.model.name), described.output.dir);
+        assert!(matches!((described.objective, asked.objective), (Objective::Sft, Objective::Sft)));
+    }
 }

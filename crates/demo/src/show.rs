@@ -2,13 +2,13 @@
 //! scenes that they never saw: with the prior broken, mixed and intact, and in artwork that they were not trained on.
 //!
 //! The folder holds `model`, `pairs` (what is trained on), a folder for each held-out set, and for every run its `output_dir` with
-//! `evaluations/step-N/SET`; `base/evaluations/step-0` is the checkpoint. `results.json` has every figure of the table, `report.html` shows them.
+//! `evaluations/step-N/SET` and `pope-SET`; `base/evaluations/step-0` is the checkpoint. `results.json` has every figure of the table, `report.html` shows them.
 
 use crate::address::Split;
 use crate::captions::Pairing;
 use crate::checkpoint;
 use crate::dataset::Scenes;
-use crate::examine::{Candidate, HeldOut, LogProbs};
+use crate::examine::{Asked, Candidate, HeldOut, LogProbs};
 use crate::experiment::{Experiment, Method, beta};
 use crate::table::{self, Line};
 use mdpo::config::Run;
@@ -32,7 +32,7 @@ const PAIRS: &str = "mixed/pairs.jsonl";
 /// Held-out scenes that are described in words.
 const TOLD: usize = 3;
 /// Held-out scenes in the gallery of the report.
-const EXAMPLES: usize = 24;
+const EXAMPLES: usize = 32;
 
 /// Runs the example in `folder`, where what an earlier one wrote is replaced, and prints what came out.
 ///
@@ -120,7 +120,9 @@ fn write(path: &Path, content: &[u8]) -> Result<()> {
 /// The page about all of it, as `mdpo report` writes it: curves, figures, and what each model said of some pictures.
 fn page(folder: &Path, experiment: &Experiment) -> Result<String> {
     let base = folder.join("base/evaluations/step-0");
-    let sets = SETS.iter().map(|(split, _)| split.name()).chain(["pairs"]);
+    let names = SETS.map(|(split, _)| split.name());
+    let sets = names.iter().map(|name| (*name).to_owned()).chain(names.iter().map(|name| format!("pope-{name}")));
+    let sets = sets.chain(["pairs".to_owned()]);
     let mut sources: Vec<Source> =
         sets.map(|set| Source { name: Some("base".to_owned()), path: base.join(set) }).collect();
     sources.extend(experiment.methods.iter().map(|&method| {
@@ -174,7 +176,7 @@ impl Bench {
         let mut curve = Vec::new();
         for step in saved(&run)?.into_iter().filter(|step| *step < steps) {
             let candidate = self.candidate(Some(run.join(format!("checkpoint-{step}"))));
-            curve.push((step, self.describe(&candidate, &self.sets[0], &at(step))?.figures));
+            curve.push((step, candidate.answer(&self.sets[0], Asked::Descriptions, &at(step))?.figures));
         }
         let mut examined = self.examine(&self.candidate(Some(run.clone())), &at(steps))?;
         curve.push((steps, examined.line.scenes[0].clone()));
@@ -182,13 +184,9 @@ impl Bench {
         Ok(examined)
     }
 
-    fn describe(&self, candidate: &Candidate, held_out: &HeldOut, evaluation: &Path) -> Result<Scored> {
-        candidate.describe(held_out, &evaluation.join(held_out.name))
-    }
-
     fn examine(&self, candidate: &Candidate, evaluation: &Path) -> Result<Examined> {
-        let scenes: Vec<Scored> =
-            self.sets.iter().map(|set| self.describe(candidate, set, evaluation)).collect::<Result<_>>()?;
+        let answer = |set| candidate.answer(set, Asked::Everything, evaluation);
+        let scenes: Vec<Scored> = self.sets.iter().map(answer).collect::<Result<_>>()?;
         let own = match &candidate.adapter {
             None => self.of_checkpoint.clone(),
             Some(_) => candidate.log_probs(&self.pairs)?,

@@ -15,13 +15,22 @@ const fn column(name: &'static str, title: &'static str, digits: usize) -> Colum
     Column { name, title, digits }
 }
 
-/// The figures of scenes. `Hal` is AMBER's name for the share of descriptions that invent something.
-const OF_SCENES: [Column; 5] = [
+/// The figures of descriptions. `Hal` is AMBER's name for the share of descriptions that invent something.
+const OF_SCENES: [Column; 4] = [
     column("CHAIRs", "CHAIRs", 1),
     column("CHAIRi", "CHAIRi", 1),
     column("Cover", "Cover", 1),
     column("Hal", "Hal", 1),
-    column("POPE/accuracy", "POPE accuracy", 1),
+];
+/// The figures of POPE's questions: how many answers are right in each setting, and the rest over all of them.
+const OF_POLLS: [Column; 7] = [
+    column("POPE/random/accuracy", "random acc.", 1),
+    column("POPE/popular/accuracy", "popular acc.", 1),
+    column("POPE/adversarial/accuracy", "adversarial acc.", 1),
+    column("POPE/precision", "precision", 1),
+    column("POPE/recall", "recall", 1),
+    column("POPE/F1", "F1", 1),
+    column("POPE/yes_share", "yes share", 1),
 ];
 const OF_PAIRS: [Column; 4] = [
     column("image-pair accuracy", "image-pair acc.", 1),
@@ -30,7 +39,7 @@ const OF_PAIRS: [Column; 4] = [
     column("chosen reward", "chosen reward", 2),
 ];
 
-const NAMES: usize = 28;
+const NAMES: usize = 36;
 const CELLS: usize = 21;
 
 /// One model: its name, and its figures of each set of held-out scenes and of the pairs.
@@ -46,7 +55,7 @@ pub struct Line {
     pub curve: Vec<(usize, Figures)>,
 }
 
-/// The table: for each set of scenes a block with a row for each model, then one of the pairs.
+/// The table: for each set of scenes a block with a row for each model, then as many of POPE's questions, then one of the pairs.
 pub fn table(headings: &[String], pairs: &str, lines: &[Line]) -> String {
     let mut text = String::new();
     let mut block = |heading: &str, columns: &[Column], figures: &dyn Fn(&Line) -> Option<&Figures>| {
@@ -62,6 +71,12 @@ pub fn table(headings: &[String], pairs: &str, lines: &[Line]) -> String {
     };
     for (place, heading) in headings.iter().enumerate() {
         block(heading, &OF_SCENES, &|line| line.scenes.get(place));
+    }
+    let asked = |line: &Line, place: usize| value(line.scenes.get(place), OF_POLLS[0].name).is_some();
+    for (place, heading) in
+        headings.iter().enumerate().filter(|(place, _)| lines.iter().any(|line| asked(line, *place)))
+    {
+        block(&format!("POPE, {heading}"), &OF_POLLS, &|line| line.scenes.get(place));
     }
     block(pairs, &OF_PAIRS, &|line| Some(&line.pairs));
     text
@@ -141,28 +156,35 @@ mod tests {
     fn a_table_has_a_block_for_each_set_and_leaves_out_what_nobody_measured() {
         let line = |title: &str, chairs: f64| Line {
             title: title.to_owned(),
-            scenes: vec![figures(&[("CHAIRs", chairs)]), figures(&[("CHAIRs", chairs), ("POPE/accuracy", 75.0)])],
+            scenes: vec![
+                figures(&[("CHAIRs", chairs)]),
+                figures(&[("CHAIRs", chairs), ("POPE/random/accuracy", 75.0), ("POPE/yes_share", 50.0)]),
+            ],
             pairs: figures(&[("chosen reward", -0.25)]),
             curve: vec![(0, figures(&[("CHAIRs", 50.0), ("Cover", 60.0)])), (38, figures(&[("CHAIRs", chairs)]))],
         };
         let lines = [line("base", 50.0), line("mDPO", 40.125)];
         let shown = table(&["broken".to_owned(), "mixed".to_owned()], "pairs", &lines) + &curves(&lines);
         let expected = "\
-broken                                     CHAIRs
-  base                          50.0 [45.0, 55.0]
-  mDPO                          40.1 [35.1, 45.1]
+broken                                             CHAIRs
+  base                                  50.0 [45.0, 55.0]
+  mDPO                                  40.1 [35.1, 45.1]
 
-mixed                                      CHAIRs        POPE accuracy
-  base                          50.0 [45.0, 55.0]    75.0 [70.0, 80.0]
-  mDPO                          40.1 [35.1, 45.1]    75.0 [70.0, 80.0]
+mixed                                              CHAIRs
+  base                                  50.0 [45.0, 55.0]
+  mDPO                                  40.1 [35.1, 45.1]
 
-pairs                               chosen reward
-  base                        -0.25 [-5.25, 4.75]
-  mDPO                        -0.25 [-5.25, 4.75]
+POPE, mixed                                   random acc.            yes share
+  base                                  75.0 [70.0, 80.0]    50.0 [45.0, 55.0]
+  mDPO                                  75.0 [70.0, 80.0]    50.0 [45.0, 55.0]
 
-CHAIRs / Cover                       step 0        step 38
-  base                          50.0 / 60.0       50.0 / -
-  mDPO                          50.0 / 60.0       40.1 / -
+pairs                                       chosen reward
+  base                                -0.25 [-5.25, 4.75]
+  mDPO                                -0.25 [-5.25, 4.75]
+
+CHAIRs / Cover                               step 0        step 38
+  base                                  50.0 / 60.0       50.0 / -
+  mDPO                                  50.0 / 60.0       40.1 / -
 ";
         assert_eq!(shown, expected);
         let data = data(&["broken", "mixed"], &lines);

@@ -1,6 +1,6 @@
 //! The tokenizer of the demo's checkpoint: one token per word, in the files that transformers and tokenizers read.
 //!
-//! It adds nothing of its own; `<s>` and `</s>` are written by the chat template, so that text and tokens agree everywhere.
+//! Capitals do not matter, and a sign is a word of its own, so that questions may be written as POPE writes them. It adds nothing of its own; `<s>` and `</s>` are written by the chat template, so that text and tokens agree everywhere.
 
 use crate::captions;
 use serde_json::{Map, Value, json};
@@ -62,8 +62,8 @@ pub fn tokenizer_json() -> Value {
         })
         .collect();
     json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
-        "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null, "decoder": null,
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": {"type": "Lowercase"},
+        "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
         "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": UNKNOWN},
     })
 }
@@ -81,16 +81,33 @@ pub fn tokenizer_config_json(max_length: usize) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scenes::Object;
+    use mdpo::text::tokenizer::{SpecialTokens, Tokenizer};
+    use mdpo_measure::benchmark::poll;
     use std::collections::HashSet;
 
     #[test]
     fn every_word_is_one_token() {
         let vocabulary = vocabulary();
         assert_eq!(vocabulary.iter().collect::<HashSet<_>>().len(), vocabulary.len(), "a word stands twice");
-        for word in captions::QUESTION.split(' ').chain(["there", "is", "a", ",", "and", "traffic", "light"]) {
+        for word in
+            captions::QUESTION.split(' ').chain(["there", "is", "a", ",", "and", "traffic", "light", "yes", "no"])
+        {
             assert!(vocabulary.contains(&word), "{word} has no token");
         }
         assert_eq!(special_id(IMAGE), Some(4));
         assert_eq!(tokenizer_json()["model"]["vocab"].as_object().unwrap().len(), vocabulary.len());
+    }
+
+    #[test]
+    fn a_question_of_pope_has_no_unknown_word() {
+        let folder = tempfile::tempdir().unwrap();
+        crate::checkpoint::write_trained(folder.path()).unwrap();
+        let tokenizer = Tokenizer::load(folder.path()).unwrap();
+        for object in Object::all() {
+            let asked = tokenizer.encode(&poll::question(object.name()), SpecialTokens::Omit).unwrap();
+            assert_eq!(asked.len(), 7 + object.name().split(' ').count(), "{}", object.name());
+            assert!(!asked.contains(&(special_id(UNKNOWN).unwrap() as u32)), "{}", object.name());
+        }
     }
 }

@@ -241,12 +241,7 @@ impl Eval {
             self.judge.judge_prompt.as_deref().map_or_else(|| Ok(mmhal::Prompt::own()), mmhal::Prompt::read)?;
         let answers = self.answers(
             Answers::read,
-            || match items.iter().find(|item| !item.image.is_file()) {
-                Some(item) => {
-                    Err(Error::at(item.image.display(), "no such image").hint("the authors' `test_data.zip` has them"))
-                }
-                None => Ok(()),
-            },
+            || mmhal::check_images(&items),
             items.iter().map(|item| (&item.id, &item.question, &item.image)),
         )?;
         // Answers to questions that were not drawn are no mistake.

@@ -2,10 +2,12 @@
 //!
 //! Names and meanings are those of transformers' `Trainer` and its `EarlyStoppingCallback`; `val_size` is LLaMA-Factory's.
 
+use super::judge::{self, Judge};
 use super::keys;
 use super::recipe::{Recipe, plain};
 use super::validate::{each, flag, number, one_of, text, whole};
 use super::{Output, Save};
+use mdpo_measure::benchmark::mmhal;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
@@ -26,6 +28,8 @@ pub struct Evaluation {
     pub best: Option<Best>,
     /// Benchmarks that the policy answers (`eval_benchmarks`).
     pub benchmarks: Vec<BenchmarkSample>,
+    /// Who grades the answers to those that no rule scores.
+    pub judge: Option<Judge>,
     /// A file of prompts that are answered at each evaluation (`eval_prompts`).
     pub prompts: Option<PathBuf>,
     /// The most tokens of an answer (`eval_max_new_tokens`, default 256).
@@ -137,6 +141,9 @@ impl Recipe {
             ]),
         );
         let every = self.optional("eval_steps", whole(1)).unwrap_or(output.logging_steps);
+        let benchmarks = self.benchmarks();
+        let needs_judge = benchmarks.iter().any(|benchmark| benchmark.name == mmhal::NAME);
+        let judge = self.judge();
         let evaluation = Evaluation {
             when: match strategy {
                 Strategy::Epoch => EvaluateWhen::EachEpoch,
@@ -147,7 +154,8 @@ impl Recipe {
             max_samples: self.optional("max_eval_samples", whole(1)),
             per_device: self.value("per_device_eval_batch_size", whole(1)),
             best: self.best(),
-            benchmarks: self.benchmarks(),
+            benchmarks,
+            judge: needs_judge.then_some(judge),
             prompts: self.optional("eval_prompts", text).map(PathBuf::from),
             max_new_tokens: self.value("eval_max_new_tokens", whole(1)),
         };
@@ -159,6 +167,7 @@ impl Recipe {
             let what = "`eval_steps` has no meaning unless `eval_strategy` is `steps`";
             self.forbid("eval_steps", what, "leave it out, or write `eval_strategy: steps`");
         }
+        self.check_judge(evaluation.judge.as_ref());
         self.check_what_is_evaluated(&evaluation);
         if evaluation.best.as_ref().is_some_and(|best| best.ends_with == EndsWith::Best) {
             self.check_checkpoints(evaluation.when, output.save);
@@ -173,7 +182,7 @@ impl Recipe {
             ("load_best_model_at_end", evaluation.best.as_ref().is_some_and(|best| best.ends_with == EndsWith::Best)),
         ];
         let asked = asked.into_iter().filter(|(_, asked)| *asked).map(|(key, _)| key);
-        for key in asked.chain(NEED_EVALUATION) {
+        for key in asked.chain(NEED_EVALUATION).chain(judge::KEYS) {
             let what = format!("`{key}` has no meaning without an evaluation");
             self.forbid(key, &what, "leave it out, or write `eval_strategy: steps` or `epoch`");
         }
@@ -359,6 +368,7 @@ impl Evaluation {
         if !self.benchmarks.is_empty() {
             keys.push(("eval_benchmarks", self.benchmarks.iter().map(sample).collect()));
         }
+        keys.extend(self.judge.iter().flat_map(Judge::to_keys));
         keys.push(("eval_prompts", self.prompts.as_ref().map_or(Value::Null, path)));
         if self.prompts.is_some() || !self.benchmarks.is_empty() {
             keys.push(("eval_max_new_tokens", json!(self.max_new_tokens)));

@@ -70,6 +70,11 @@ impl Run {
                 problems
                     .push(Absent::new(format!("`{}` is not a file", path.display()), hint).at(place("eval_prompts")));
             }
+            let prompt = evaluation.judge.as_ref().and_then(|judge| judge.prompt.as_ref());
+            if let Some(path) = prompt.filter(|path| !path.is_file()) {
+                problems
+                    .push(Absent::new(format!("`{}` is not a file", path.display()), hint).at(place("judge_prompt")));
+            }
             for path in evaluation.benchmarks.iter().map(|benchmark| &benchmark.data).filter(|path| !path.is_dir()) {
                 let what = format!("`{}` is not a folder", path.display());
                 problems.push(Absent::new(what, hint).at(place("eval_benchmarks")));

@@ -5,6 +5,7 @@
 
 mod evaluation;
 mod hub;
+mod judge;
 mod keys;
 mod objective;
 mod recipe;
@@ -22,6 +23,7 @@ use crate::{Error, Result};
 
 pub use evaluation::{BenchmarkSample, Best, Direction, EarlyStopping, EndsWith, EvaluateWhen, Evaluation, HeldOut};
 pub use hub::find_model;
+pub use judge::Judge;
 pub(crate) use mdpo_measure::nearest;
 #[cfg(test)]
 pub(crate) use objective::loss_types;

@@ -2,6 +2,7 @@
 //!
 //! Answers are greedy. They and their scores lie in `output_dir/evaluations/step-N`, which is written whole or not at all.
 
+use super::graded::Graded;
 use crate::checkpoint;
 use crate::config::{self, Direction, Run};
 use crate::data::{self, Asked, ImageSource, Part, Question};
@@ -10,7 +11,8 @@ use crate::model::Model;
 use crate::text::Tokens;
 use crate::{Error, Result, weights};
 use mdpo_measure::Better;
-use mdpo_measure::benchmark::{self, Answers, Benchmark, Loaded, Missing};
+use mdpo_measure::benchmark::{self, Answers, Benchmark, Loaded, Missing, mmhal};
+use mdpo_measure::figures::Figures;
 use mdpo_measure::interval::Bootstrap;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
@@ -25,8 +27,35 @@ pub(super) struct Answering {
     tools: Tools,
     settings: Settings,
     prompts: Option<Questions>,
-    benchmarks: Vec<(Loaded, Questions)>,
+    benchmarks: Vec<(Scoring, Questions)>,
     seed: u64,
+}
+
+/// How a benchmark's answers become figures.
+#[derive(Debug)]
+enum Scoring {
+    /// By a rule.
+    Rule(Loaded),
+    /// By a language model.
+    Judge(Box<Graded>),
+}
+
+/// What answers came to.
+#[derive(Debug)]
+enum Scored {
+    Rule(benchmark::Scored),
+    Judge(mmhal::Scored),
+    /// Nothing, since the judge did not grade all of them.
+    Ungraded,
+}
+
+/// What an evaluation gives.
+#[derive(Debug, Default)]
+pub(super) struct Answered {
+    /// Figures by their names in the log.
+    pub figures: Map<String, Value>,
+    /// Lines for the terminal: what a judge was asked, and what it did not grade.
+    pub notes: Vec<String>,
 }
 
 /// Some questions with what the model reads of them.
@@ -63,14 +92,21 @@ impl Answering {
             Ok(Questions { questions, tokens })
         };
         let prompts = evaluation.prompts.as_deref().map(|path| data::questions(path).and_then(read)).transpose()?;
-        let benchmark = |sample: &config::BenchmarkSample| -> Result<(Loaded, Questions)> {
+        let benchmark = |sample: &config::BenchmarkSample| -> Result<(Scoring, Questions)> {
+            if let Some(judge) = evaluation.judge.as_ref().filter(|_| sample.name == mmhal::NAME) {
+                let graded = Graded::open(run, judge, sample)?;
+                let asked = graded.items().iter();
+                let questions =
+                    read(asked.map(|item| Question::new(&item.id, &item.question, [item.image.clone()])).collect())?;
+                return Ok((Scoring::Judge(Box::new(graded)), questions));
+            }
             let benchmark = Benchmark::of_name(&sample.name).map_err(of_key)?;
             let options = benchmark::Options { limit: sample.limit, seed: run.seed, ..benchmark::Options::default() };
             let loaded = Loaded::open(benchmark, &sample.data, &options)?;
             loaded.check_images()?;
             let asked = loaded.questions().iter();
             let questions = read(asked.map(|q| Question::new(&q.id, &q.text, [q.image.clone()])).collect())?;
-            Ok((loaded, questions))
+            Ok((Scoring::Rule(loaded), questions))
         };
         let benchmarks = evaluation.benchmarks.iter().map(benchmark).collect::<Result<Vec<_>>>()?;
         let settings = Settings {
@@ -89,16 +125,22 @@ impl Answering {
     /// What scoring gives.
     pub fn known(&self) -> Result<Vec<Known>> {
         let mut known = Vec::new();
-        for (loaded, Questions { questions, .. }) in &self.benchmarks {
+        for (scoring, Questions { questions, .. }) in &self.benchmarks {
             let mut digest = Sha256::new();
             questions.iter().for_each(|question| digest.update(format!("{}\n", question.id)));
             let digest: String = digest.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect();
-            let made_up = questions.iter().map(|question| (question.id.clone(), "no".to_owned()));
-            let bootstrap = Bootstrap { resamples: 1, seed: self.seed };
-            let scored = loaded.score(&Answers::of("made up", made_up), Missing::Refuse, bootstrap)?;
-            known.extend(scored.figures.figures.iter().map(|figure| Known {
-                metric: metric(loaded, &figure.name),
-                better: match figure.better {
+            let given: Vec<(String, Better)> = match scoring {
+                Scoring::Rule(loaded) => {
+                    let made_up = questions.iter().map(|question| (question.id.clone(), "no".to_owned()));
+                    let bootstrap = Bootstrap { resamples: 1, seed: self.seed };
+                    let scored = loaded.score(&Answers::of("made up", made_up), Missing::Refuse, bootstrap)?;
+                    scored.figures.figures.into_iter().map(|figure| (figure.name, figure.better)).collect()
+                }
+                Scoring::Judge(graded) => graded.measures().map(|measure| (measure.name, measure.better)).collect(),
+            };
+            known.extend(given.into_iter().map(|(name, better)| Known {
+                metric: metric(scoring.name(), &name),
+                better: match better {
                     Better::Lower => Some(Direction::Lower),
                     Better::Higher => Some(Direction::Higher),
                     Better::Neither => None,
@@ -109,13 +151,13 @@ impl Answering {
         Ok(known)
     }
 
-    /// Answers everything after `step` optimizer steps and writes the folder of that evaluation; gives the figures by their names in the log,
-    /// nothing where a signal cut it short.
+    /// Answers everything after `step` optimizer steps and writes the folder of that evaluation; gives nothing where a signal cut it short. A
+    /// judge that fails leaves its figures out.
     ///
     /// # Errors
     /// An image that cannot be decoded, logits that are not finite, a folder that cannot be written.
-    pub fn run(&self, model: &Model, step: usize, stop: &AtomicBool) -> Result<Option<Map<String, Value>>> {
-        let mut figures = Map::new();
+    pub fn run(&self, model: &Model, step: usize, stop: &AtomicBool) -> Result<Option<Answered>> {
+        let mut answered = Answered::default();
         let samples = match &self.prompts {
             None => None,
             Some(prompts) => match self.answers(model, prompts, stop)? {
@@ -124,31 +166,41 @@ impl Answering {
             },
         };
         let mut scores = Vec::new();
-        for (loaded, questions) in &self.benchmarks {
+        for (scoring, questions) in &self.benchmarks {
             let Some(answers) = self.answers(model, questions, stop)? else { return Ok(None) };
             let ids = questions.questions.iter().map(|question| question.id.clone());
             let pairs: Vec<(String, String)> = ids.zip(answers).collect();
             let source = format!("step {step}");
             let bootstrap = Bootstrap { seed: self.seed, ..Bootstrap::default() };
-            let scored = loaded.score(&Answers::of(source, pairs.clone()), Missing::Refuse, bootstrap)?;
-            let named = scored.figures.figures.iter().map(|figure| (metric(loaded, &figure.name), json!(figure.value)));
-            figures.extend(named);
-            scores.push((loaded, scored, pairs));
+            let scored = match scoring {
+                Scoring::Rule(loaded) => {
+                    Scored::Rule(loaded.score(&Answers::of(source, pairs.clone()), Missing::Refuse, bootstrap)?)
+                }
+                Scoring::Judge(graded) => {
+                    let (scored, note) = graded.score(&pairs, &source);
+                    answered.notes.push(note);
+                    scored.map_or(Scored::Ungraded, Scored::Judge)
+                }
+            };
+            let figures = scored.figures().into_iter().flat_map(|figures| &figures.figures);
+            let named = figures.map(|figure| (metric(scoring.name(), &figure.name), json!(figure.value)));
+            answered.figures.extend(named);
+            scores.push((scoring.name(), scored, pairs));
         }
         checkpoint::write_whole(&self.folder.join(format!("step-{step}")), |folder| {
             if let (Some(prompts), Some(answers)) = (&self.prompts, &samples) {
                 let rows = prompts.questions.iter().zip(answers).map(|(question, answer)| sample(question, answer));
                 write_rows(&folder.join("samples.jsonl"), rows)?;
             }
-            for (loaded, scored, pairs) in &scores {
-                let own = folder.join(loaded.benchmark().name());
+            for (name, scored, pairs) in &scores {
+                let own = folder.join(name);
                 scored.write(&own)?;
                 let rows = pairs.iter().map(|(id, answer)| json!({ "id": id, "answer": answer }));
                 write_rows(&own.join("answers.jsonl"), rows)?;
             }
             Ok(())
         })?;
-        Ok(Some(figures))
+        Ok(Some(answered))
     }
 
     /// The answers in the order of the questions; nothing where a signal cut them short.
@@ -170,16 +222,50 @@ impl Answering {
     }
 }
 
+impl Scoring {
+    /// The benchmark's name.
+    fn name(&self) -> &'static str {
+        match self {
+            Scoring::Rule(loaded) => loaded.benchmark().name(),
+            Scoring::Judge(_) => mmhal::NAME,
+        }
+    }
+}
+
+impl Scored {
+    fn figures(&self) -> Option<&Figures> {
+        match self {
+            Scored::Rule(scored) => Some(&scored.figures),
+            Scored::Judge(scored) => Some(&scored.figures),
+            Scored::Ungraded => None,
+        }
+    }
+
+    /// Figures and rows into a folder, which is made in any case.
+    fn write(&self, folder: &Path) -> Result<()> {
+        match self {
+            Scored::Rule(scored) => scored.write(folder),
+            Scored::Judge(scored) => scored.write(folder),
+            Scored::Ungraded => {
+                std::fs::create_dir_all(folder).map_err(|error| Error::io("create the folder", folder, &error))
+            }
+        }
+    }
+}
+
 /// The folder of evaluations in `output_dir`.
 pub(super) const EVALUATIONS: &str = "evaluations";
 
-fn metric(loaded: &Loaded, figure: &str) -> String {
-    format!("eval_{}_{figure}", loaded.benchmark().name())
+fn metric(benchmark: &str, figure: &str) -> String {
+    format!("eval_{benchmark}_{}", figure.replace(' ', "_"))
 }
 
 fn of_key(error: Error) -> Error {
     match error {
-        Error::One(problem) => problem.hint.iter().fold(Error::at("`eval_benchmarks`", &problem.what), Error::hint),
+        Error::One(problem) => {
+            let hint = problem.hint.map(|hint| format!("{hint} or `{}`", mmhal::NAME));
+            hint.iter().fold(Error::at("`eval_benchmarks`", &problem.what), Error::hint)
+        }
         many => many,
     }
 }

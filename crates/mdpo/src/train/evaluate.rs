@@ -74,6 +74,15 @@ pub(super) struct Moment {
     pub per_epoch: usize,
 }
 
+/// What an evaluation came to.
+#[derive(Debug)]
+pub(super) struct Findings {
+    /// The entry of the log.
+    pub entry: Map<String, Value>,
+    /// Lines for the terminal.
+    pub notes: Vec<String>,
+}
+
 impl Evaluator {
     /// The evaluations that a recipe asks for, of the rows it holds out.
     ///
@@ -124,13 +133,13 @@ impl Evaluator {
         stopping.is_some_and(|stopping| evaluations.waited >= stopping.patience)
     }
 
-    /// Evaluates; gives the log entry, or nothing when a signal cut it short.
+    /// Evaluates; gives what it found, or nothing when a signal cut it short.
     ///
     /// # Errors
     /// A loss that is not finite, an image that cannot be decoded.
-    pub(super) fn evaluate(&self, subject: &mut Subject, moment: Moment) -> Result<Option<Map<String, Value>>> {
+    pub(super) fn evaluate(&self, subject: &mut Subject, moment: Moment) -> Result<Option<Findings>> {
         let began = Instant::now();
-        let mut entry = Map::new();
+        let (mut entry, mut notes) = (Map::new(), Vec::new());
         let mut pairs = 0;
         if let Some(inputs) = &self.held_out {
             let Some(metrics) = self.held_out_metrics(inputs, subject).map_err(super::held_out::told)? else {
@@ -143,8 +152,9 @@ impl Evaluator {
         }
         let judged = began.elapsed().as_secs_f64();
         if let Some(answering) = &self.answering {
-            let Some(figures) = answering.run(subject.model, moment.step, subject.stop)? else { return Ok(None) };
-            entry.extend(figures);
+            let Some(answered) = answering.run(subject.model, moment.step, subject.stop)? else { return Ok(None) };
+            entry.extend(answered.figures);
+            notes = answered.notes;
         }
         entry.insert("eval_runtime".to_owned(), json!(began.elapsed().as_secs_f64()));
         if pairs > 0 {
@@ -152,7 +162,7 @@ impl Evaluator {
         }
         entry.insert("epoch".to_owned(), json!(moment.step as f64 / moment.per_epoch as f64));
         entry.insert("step".to_owned(), json!(moment.step));
-        Ok(Some(entry))
+        Ok(Some(Findings { entry, notes }))
     }
 
     /// Loss and metrics over all held-out rows as one step without gradients and dropout.
@@ -277,14 +287,16 @@ impl Evaluator {
         Ok(known)
     }
 
-    /// Takes an evaluation into account. One without a number (a share of answers that named nothing) is no better than any.
+    /// Takes an evaluation into account. One whose figure is no number (a share of answers that named nothing) is no better than any; where
+    /// the figure is not there, since a judge did not answer, nothing is known, and nobody's patience is tried.
     pub(super) fn take(&self, entry: &Map<String, Value>, step: usize, evaluations: &mut Evaluations) {
         evaluations.last = Some(step);
         // As in transformers, what the run starts from is not one of its models.
         let Some(measure) = self.best.as_ref().filter(|_| step > 0) else { return };
-        match entry.get(&measure.metric).and_then(Value::as_f64) {
-            Some(value) => measure.take(value, step, evaluations),
-            None => evaluations.waited += 1,
+        match entry.get(&measure.metric).map(Value::as_f64) {
+            Some(Some(value)) => measure.take(value, step, evaluations),
+            Some(None) => evaluations.waited += 1,
+            None => {}
         }
     }
 

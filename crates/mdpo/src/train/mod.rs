@@ -6,6 +6,7 @@ mod evaluate;
 mod feature_cache;
 mod feed;
 pub mod flops;
+mod graded;
 mod held_out;
 mod inputs;
 mod judge;

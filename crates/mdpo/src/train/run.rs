@@ -1,6 +1,6 @@
 //! The loop over optimizer steps.
 
-use super::evaluate::{Moment, Subject};
+use super::evaluate::{Findings, Moment, Subject};
 use super::optimizer_step::{Done, Tally};
 use super::progress::Progress;
 use super::stage::{Clock, Laps};
@@ -460,7 +460,8 @@ impl<'a> Trainer<'a> {
         let tower = self.tower();
         let (model, references, features) = (&self.model, &mut self.references, &mut self.features);
         let mut subject = Subject { model, references, features, tower, stop: &self.stop };
-        let Some(entry) = evaluator.evaluate(&mut subject, moment)? else { return Ok(()) };
+        let Some(Findings { entry, notes }) = evaluator.evaluate(&mut subject, moment)? else { return Ok(()) };
+        notes.into_iter().for_each(|note| progress.say(note));
         evaluator.take(&entry, moment.step, &mut self.state.evaluations);
         progress.say(evaluator.line(&entry, moment.step, &self.state.evaluations));
         self.report(&entry)?;

@@ -116,6 +116,19 @@ pub fn draw(items: Vec<Item>, limit: Option<usize>, seed: u64) -> (Vec<Item>, Ve
     (without_index(asked), without_index(others))
 }
 
+/// Sees to it that every photograph is there.
+///
+/// # Errors
+/// The first that is not.
+pub fn check_images(items: &[Item]) -> Result<()> {
+    match items.iter().find(|item| !item.image.is_file()) {
+        Some(item) => {
+            Err(Error::at(item.image.display(), "no such image").hint("the authors' `test_data.zip` has them"))
+        }
+        None => Ok(()),
+    }
+}
+
 /// A question and what was answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Answered<'a> {
@@ -358,14 +371,7 @@ fn grade(verdict: &str) -> Option<u8> {
 
 /// Figures of grades with the types of their questions: over all, then of each type in the order in which types first stand.
 fn figures(graded: &[(&str, u8)], source: &str, bootstrap: Bootstrap) -> Figures {
-    let mut kinds: Vec<&str> = Vec::new();
-    for (kind, _) in graded {
-        if !kinds.contains(kind) {
-            kinds.push(kind);
-        }
-    }
-    // Of everything, and of each type: how many, their grades, how many hallucinate, how informative they are.
-    const WIDTH: usize = 4;
+    let kinds = super::distinct(graded.iter().map(|(kind, _)| *kind));
     let mut tally = Tally::new(WIDTH * (1 + kinds.len()));
     for (kind, grade) in graded {
         let of_kind = 1 + kinds.iter().position(|known| known == kind).expect("the type was found above");
@@ -377,6 +383,24 @@ fn figures(graded: &[(&str, u8)], source: &str, bootstrap: Bootstrap) -> Figures
                 .flat_map(|group| counts.into_iter().enumerate().map(move |(at, count)| (WIDTH * group + at, count))),
         );
     }
+    Figures {
+        benchmark: NAME.to_owned(),
+        model: source.to_owned(),
+        adapter: None,
+        answers: graded.len(),
+        figures: bootstrap.figures(&tally, &of_kinds(&kinds)),
+    }
+}
+
+/// The figures that answers to these questions come to.
+pub fn measures(items: &[Item]) -> Vec<Measure> {
+    of_kinds(&super::distinct(items.iter().map(|item| item.kind.as_str())))
+}
+
+/// Columns of everything, and as many of each type: how many, their grades, how many hallucinate, how informative they are.
+const WIDTH: usize = 4;
+
+fn of_kinds(kinds: &[String]) -> Vec<Measure> {
     let score = |group: usize| Formula::Mean { of: WIDTH * group + 1, count: WIDTH * group };
     let hallucination = |group: usize| Formula::Share { of: WIDTH * group + 2, among: WIDTH * group };
     let measure = |name: String, better: Better, formula: Formula| Measure { name, better, formula };
@@ -391,13 +415,7 @@ fn figures(graded: &[(&str, u8)], source: &str, bootstrap: Bootstrap) -> Figures
     for (index, kind) in kinds.iter().enumerate() {
         measures.push(measure(format!("hallucination rate {kind}"), Better::Lower, hallucination(index + 1)));
     }
-    Figures {
-        benchmark: NAME.to_owned(),
-        model: source.to_owned(),
-        adapter: None,
-        answers: graded.len(),
-        figures: bootstrap.figures(&tally, &measures),
-    }
+    measures
 }
 
 #[cfg(test)]

@@ -72,6 +72,23 @@ impl JudgeSettings {
         }
     }
 
+    /// Checks what [`super::Judge::open`] checks, but makes no folder; for whoever asks much later. There a service on another machine
+    /// that gets no key is refused too (`https` without a key in the environment), since it would say no only then.
+    ///
+    /// # Errors
+    /// Settings that cannot be right, a variable without a key.
+    pub fn check(&self) -> Result<()> {
+        let address = self.checked()?;
+        if self.key()?.is_none() && address.scheme_str() == Some("https") {
+            let name = self.key_env_name();
+            let what = format!("expected the key of `{address}` in this environment variable, and it is not set");
+            return Err(Error::at(format!("`{name}`"), what).hint(
+                "set it, to anything where the service wants none, or name another variable with `--judge-key-env`",
+            ));
+        }
+        Ok(())
+    }
+
     /// The address that requests go to.
     ///
     /// # Errors
