@@ -9,7 +9,7 @@ const OPENMP: &str = "libgomp.so.1";
 fn main() {
     let lib = std::env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys names libtorch's folder");
     let headers = Path::new(&lib).parent().expect("the folder of the libraries lies in libtorch's own").join("include");
-    for file in ["ext.cpp", "fused.cpp", "group.cpp", "kernels.h", "guard.h", "gloo"] {
+    for file in ["ext.cpp", "fused.cpp", "group.cpp", "lanes.cpp", "kernels.h", "guard.h", "gloo"] {
         println!("cargo:rerun-if-changed=src/{file}");
     }
     let mut build = cc::Build::new();
@@ -28,7 +28,7 @@ fn main() {
     }
     // The part of c10d's headers that is about Gloo, with what it names of gloo's own.
     build.define("USE_C10D_GLOO", None).include("src");
-    build.file("src/ext.cpp").file("src/fused.cpp").file("src/group.cpp").compile("torch_ext");
+    build.file("src/ext.cpp").file("src/fused.cpp").file("src/group.cpp").file("src/lanes.cpp").compile("torch_ext");
     // What they call; libtorch's CUDA libraries are opened at run time (`src/cuda.rs`).
     println!("cargo:rustc-link-search=native={lib}");
     println!("cargo:rustc-link-lib=torch_cpu");

@@ -8,7 +8,7 @@ use super::precision::{self, Mask};
 use crate::text::pack::Segment;
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
-use torch_ext::{QuerySpan, QuerySpans};
+use torch_ext::{QuerySpan, QuerySpans, Shared};
 
 /// Some queries of a segment: a run of its tokens, which see the segment's prefix and its tokens up to themselves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,9 +92,9 @@ impl Layout {
 struct Runs {
     keys: Keys,
     /// First query of each run, and their number; i32.
-    query_starts: Tensor,
+    query_starts: Shared,
     /// First key of each run, and their number; i32.
-    key_starts: Tensor,
+    key_starts: Shared,
     /// The most queries and the most keys of a run.
     longest: (usize, usize),
 }
@@ -105,7 +105,7 @@ enum Keys {
     /// As they stand.
     AsTheyStand(Range<usize>),
     /// A prompt's again for each of its responses but the first.
-    Gathered(Tensor),
+    Gathered(Shared),
 }
 
 impl Runs {
@@ -132,12 +132,12 @@ impl Runs {
         let rows = || keys.iter().map(|&row| row as i64).collect::<Vec<_>>();
         let starts = |starts: &[usize]| {
             let starts: Vec<i32> = starts.iter().map(|&start| start as i32).collect();
-            Tensor::from_slice(&starts).to_device(device)
+            Tensor::from_slice(&starts).to_device(device).into()
         };
         Runs {
             keys: match as_they_stand {
                 true => Keys::AsTheyStand(first..first + keys.len()),
-                false => Keys::Gathered(Tensor::from_slice(&rows()).to_device(device)),
+                false => Keys::Gathered(Tensor::from_slice(&rows()).to_device(device).into()),
             },
             query_starts: starts(&queries),
             key_starts: starts(&key_starts),

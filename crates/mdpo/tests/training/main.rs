@@ -5,6 +5,7 @@ mod features;
 mod feed;
 mod invariants;
 mod lab;
+mod lanes;
 mod objectives;
 mod parity;
 mod ranks;
