@@ -9,8 +9,10 @@ const OPENMP: &str = "libgomp.so.1";
 fn main() {
     let lib = std::env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys names libtorch's folder");
     let headers = Path::new(&lib).parent().expect("the folder of the libraries lies in libtorch's own").join("include");
-    for file in ["ext.cpp", "fused.cpp", "composed.cpp", "composed.h", "group.cpp", "kernels.h", "guard.h", "gloo"] {
-        println!("cargo:rerun-if-changed=src/{file}");
+    let sources = ["ext.cpp", "fused.cpp", "composed.cpp", "group.cpp", "lanes.cpp"].map(|name| format!("src/{name}"));
+    let others = ["composed.h", "kernels.h", "guard.h", "gloo"].map(|name| format!("src/{name}"));
+    for file in sources.iter().chain(&others) {
+        println!("cargo:rerun-if-changed={file}");
     }
     let mut build = cc::Build::new();
     build.cpp(true).std("c++17");
@@ -28,7 +30,7 @@ fn main() {
     }
     // The part of c10d's headers that is about Gloo, with what it names of gloo's own.
     build.define("USE_C10D_GLOO", None).include("src");
-    build.file("src/ext.cpp").file("src/fused.cpp").file("src/composed.cpp").file("src/group.cpp").compile("torch_ext");
+    build.files(sources).compile("torch_ext");
     // What they call; libtorch's CUDA libraries are opened at run time (`src/cuda.rs`).
     println!("cargo:rustc-link-search=native={lib}");
     println!("cargo:rustc-link-lib=torch_cpu");

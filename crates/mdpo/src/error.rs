@@ -32,6 +32,14 @@ pub(crate) fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     })
 }
 
+/// Runs a part of `work` on another thread as guarded as the thread that waits for it is.
+pub(crate) fn as_guarded<T>(guarded: bool, work: impl FnOnce() -> T) -> T {
+    let before = GUARDED.replace(guarded);
+    let done = work();
+    GUARDED.set(before);
+    done
+}
+
 fn silently<T>(work: impl FnOnce() -> T + std::panic::UnwindSafe) -> std::thread::Result<T> {
     let before = GUARDED.replace(true);
     let done = std::panic::catch_unwind(work);

@@ -8,6 +8,7 @@ use tch::{Device, Kind, TchError, Tensor};
 use torch_sys::C_tensor;
 
 use crate::ext::done;
+use crate::lanes::Shared;
 
 // SAFETY: these are the signatures in composed.cpp. A `C_tensor` is an `at::Tensor`; both functions catch C++ exceptions.
 #[expect(unsafe_code, reason = "the C interface of composed.cpp")]
@@ -37,9 +38,9 @@ unsafe extern "C" {
 /// Rows of a tensor in any order, some of them more than once.
 #[derive(Debug)]
 pub struct Gather {
-    rows: Tensor,
+    rows: Shared,
     /// Rows that are gathered, none twice in a round, and their places in the result: first for the first time, then for the second …
-    rounds: Vec<Tensor>,
+    rounds: Vec<Shared>,
     /// The tensor must have more rows than this.
     last: Option<usize>,
 }
@@ -59,7 +60,7 @@ impl Gather {
             from.push(place as i64);
             seen[row] += 1;
         }
-        let index = |values: &[i64]| Tensor::from_slice(values).to_device(device);
+        let index = |values: &[i64]| Tensor::from_slice(values).to_device(device).into();
         let all: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
         Gather { rows: index(&all), rounds: rounds.iter().flatten().map(|values| index(values)).collect(), last }
     }

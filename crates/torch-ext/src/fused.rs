@@ -12,6 +12,7 @@ use tch::{Kind, TchError, Tensor};
 use torch_sys::C_tensor;
 
 use crate::ext::done;
+use crate::lanes::Shared;
 
 // SAFETY: these are the signatures in fused.cpp. A `C_tensor` is an `at::Tensor`; every function that returns a message catches C++
 // exceptions, and `torch_ext_has_fused` throws none.
@@ -168,7 +169,7 @@ pub struct QuerySpan {
 /// Checked spans, ready for any number of calls.
 #[derive(Debug)]
 pub struct QuerySpans {
-    rows: Tensor,
+    rows: Shared,
     /// Queries and keys that there must be.
     least: (i64, i64),
 }
@@ -190,7 +191,7 @@ impl QuerySpans {
         let rows = spans.iter().flat_map(|s| [s.query, s.queries, s.prefix, s.prefixed, s.own, s.owned]);
         let rows: Vec<i64> = rows.map(|row| row as i64).collect();
         let rows = Tensor::f_from_slice(&rows)?.f_view([spans.len() as i64, 6])?;
-        Ok(QuerySpans { rows, least: (done as i64, keys as i64) })
+        Ok(QuerySpans { rows: rows.into(), least: (done as i64, keys as i64) })
     }
 }
 

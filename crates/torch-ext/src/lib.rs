@@ -1,11 +1,13 @@
 //! The unsafe edge of mdpo, as a safe API over tch: variable-length attention, fused operations of a CPU, tensors on
-//! memory-mapped files, CUDA loaded at run time, and groups of processes that compute together.
+//! memory-mapped files, CUDA loaded at run time, work side by side on shares of the threads, and groups of processes that compute together.
 
 mod composed;
 mod cuda;
 mod ext;
 mod fused;
+mod gradients;
 mod group;
+mod lanes;
 mod map;
 
 pub use composed::{AdamW, Gather, Moving, adamw};
@@ -15,7 +17,9 @@ pub use fused::{
     AdaptedLinear, QuerySpan, QuerySpans, SoftmaxStatistics, adapted_linears, has_fused, label_log_probs, rms_norm,
     rotary, softmax_with_statistics, span_attention, swiglu,
 };
+pub use gradients::{add_gradient, gradients};
 pub use group::{Group, Meeting, StoreHolder};
+pub use lanes::{Shared, lanes, side_by_side};
 pub use map::MappedFile;
 
 use tch::{Device, Kind, TchError, Tensor};

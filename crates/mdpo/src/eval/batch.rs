@@ -206,7 +206,7 @@ impl<'a> Batch<'a> {
         };
         let new: Vec<&Arc<Pixels>> = pictures.iter().filter(|picture| place(&self.seen, picture).is_none()).collect();
         let pixels: Vec<&Pixels> = new.iter().map(|picture| picture.as_ref()).collect();
-        if let Some(features) = tch::no_grad(|| self.model.features(&pixels, POLICY)) {
+        if let Some(features) = tch::no_grad(|| self.model.features_for_answers(&pixels, POLICY)) {
             self.seen.extend(new.into_iter().cloned().zip(features.split(1, 0)));
         }
         let found: Vec<&Tensor> =

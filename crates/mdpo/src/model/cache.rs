@@ -10,8 +10,14 @@ use tch::{Device, Kind, Tensor};
 /// The tables of all layers, and which of their rows are free.
 #[derive(Debug)]
 pub struct Cache {
-    pub(super) layers: Vec<Kept>,
+    pub(super) tables: Tables,
     rows: Rows,
+}
+
+/// Handles on the tables of all layers.
+#[derive(Debug)]
+pub(super) struct Tables {
+    pub(super) layers: Vec<Kept>,
 }
 
 /// Keys and values of one layer, `[rows, kv_heads, head_dim]`; rows that nobody owns hold anything.
@@ -26,7 +32,13 @@ impl Cache {
     pub(super) fn new(layers: usize, (kv_heads, head_dim): (i64, i64), kind: Kind, device: Device) -> Self {
         let table = || Tensor::empty([0, kv_heads, head_dim], (kind, device));
         let layers = (0..layers).map(|_| Kept { keys: table(), values: table() }).collect();
-        Cache { layers, rows: Rows::default() }
+        Cache { tables: Tables { layers }, rows: Rows::default() }
+    }
+
+    /// Handles of their own on the same tables, for a thread that writes rows which are its own.
+    pub(super) fn handles(&self) -> Tables {
+        let again = |kept: &Kept| Kept { keys: kept.keys.shallow_clone(), values: kept.values.shallow_clone() };
+        Tables { layers: self.tables.layers.iter().map(again).collect() }
     }
 
     /// Takes `len` rows in a row; the tables grow where there are none.
@@ -39,7 +51,7 @@ impl Cache {
             new.narrow(0, 0, old).copy_(table);
             new
         };
-        for kept in &mut self.layers {
+        for kept in &mut self.tables.layers {
             if (kept.keys.size()[0] as usize) < self.rows.all {
                 (kept.keys, kept.values) = (grown(&kept.keys), grown(&kept.values));
             }
@@ -54,12 +66,12 @@ impl Cache {
 
     /// Copies what stands in some rows to others, none of which is among the former.
     pub fn copy(&mut self, from: &[i64], to: &[i64]) {
-        let Some(device) = self.layers.first().map(|kept| kept.keys.device()) else { return };
+        let Some(device) = self.tables.layers.first().map(|kept| kept.keys.device()) else { return };
         if from.is_empty() {
             return;
         }
         let [from, to] = [from, to].map(|rows| Tensor::from_slice(rows).to_device(device));
-        for Kept { keys, values } in &mut self.layers {
+        for Kept { keys, values } in &mut self.tables.layers {
             for table in [keys, values] {
                 let moved = table.index_select(0, &from);
                 let _ = table.index_copy_(0, &to, &moved);
@@ -133,9 +145,9 @@ mod tests {
     fn rows_keep_what_was_written_when_tables_grow() {
         let mut cache = Cache::new(1, (1, 2), Kind::Float, Device::Cpu);
         let write = |cache: &mut Cache, rows: &Range<usize>, value: f64| {
-            let _ = cache.layers[0].keys.narrow(0, rows.start as i64, rows.len() as i64).fill_(value);
+            let _ = cache.tables.layers[0].keys.narrow(0, rows.start as i64, rows.len() as i64).fill_(value);
         };
-        let read = |cache: &Cache, row: usize| cache.layers[0].keys.double_value(&[row as i64, 0, 1]);
+        let read = |cache: &Cache, row: usize| cache.tables.layers[0].keys.double_value(&[row as i64, 0, 1]);
         let first = cache.take(3);
         write(&mut cache, &first, 1.0);
         let second = cache.take(5);

@@ -1,13 +1,15 @@
 //! Llama-like language models: Llama, Vicuna, Mistral, Qwen2 (pre-norm decoder, rotary positions, gated MLP, grouped heads).
 
-use super::cache::{Cache, Kept};
+use super::cache::{Cache, Kept, Tables};
 use super::config::LanguageConfig;
+use super::gradients::Sink;
 use super::load::Loader;
 use crate::Result;
 use crate::nn::{self, Layout, Linear, Param, Pass, RmsNorm, Role, Rope, Span};
 use crate::text::pack::Segment;
 use std::ops::Range;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
+use torch_ext::Shared;
 
 /// A decoder without its head's softmax: token ids to final hidden states.
 #[derive(Debug)]
@@ -39,7 +41,7 @@ struct Layer {
 pub struct Piece {
     /// Where they stand in the batch.
     pub tokens: Range<usize>,
-    positions: Tensor,
+    positions: Shared,
     layout: Layout,
     last: LastLayer,
 }
@@ -49,9 +51,9 @@ pub struct Piece {
 struct LastLayer {
     layout: Layout,
     /// Its tokens within the piece, ascending; nothing when it computes all of them.
-    rows: Option<Tensor>,
+    rows: Option<Shared>,
     /// The wanted states among its rows; nothing when all of them are.
-    wanted: Option<Tensor>,
+    wanted: Option<Shared>,
 }
 
 impl Piece {
@@ -72,7 +74,7 @@ impl Piece {
         let segments: Vec<Segment> = segments.iter().map(own).collect();
         let wanted: Vec<i64> = wanted.map(|row| row - tokens.start as i64).collect();
         let last = LastLayer::new(&segments, &wanted, device);
-        let positions = Tensor::from_slice(&positions[tokens.clone()]).to_device(device);
+        let positions = Tensor::from_slice(&positions[tokens.clone()]).to_device(device).into();
         let layout = Layout::new(segments.into_iter().map(Span::whole).collect(), device);
         Piece { tokens, positions, layout, last }
     }
@@ -90,7 +92,7 @@ impl LastLayer {
         let rows: Vec<i64> = spans.iter().flat_map(|span| span.rows().map(|row| row as i64)).collect();
         let among: Vec<i64> = (0i64..).zip(&rows).filter(|(_, row)| wanted.contains(row)).map(|(i, _)| i).collect();
         let tokens: usize = segments.iter().map(|segment| segment.len).sum();
-        let index = |values: &[i64]| Tensor::from_slice(values).to_device(device);
+        let index = |values: &[i64]| Tensor::from_slice(values).to_device(device).into();
         LastLayer {
             layout: Layout::new(spans, device),
             rows: (rows.len() < tokens).then(|| index(&rows)),
@@ -244,8 +246,8 @@ impl Language {
         }
     }
 
-    /// Pushes `gradient` (like `run.hidden`) back into every trained weight; the result is the gradient of the embeddings, where
-    /// `embeddings` asks for it.
+    /// Pushes `gradient` (like `run.hidden`) back into every trained weight, whose gradients go to `sink`; the result is the gradient of the
+    /// embeddings, where `embeddings` asks for it.
     pub fn backward(
         &self,
         run: Run,
@@ -253,15 +255,17 @@ impl Language {
         piece: &Piece,
         pass: Pass,
         embeddings: Embeddings,
+        sink: &mut Sink,
     ) -> Option<Tensor> {
         match run.tape {
             Tape::Nothing => None,
             Tape::Graph { input, output } => {
+                let input = (embeddings == Embeddings::Graph).then_some(input);
                 // Nothing is trained on the way to a batch without images where only the eyes are.
-                if output.requires_grad() {
-                    push_back(&output, gradient);
+                match output.requires_grad() {
+                    true => sink.push_back(&output, gradient, input.as_ref()),
+                    false => input.map(|input| input.grad()),
                 }
-                (embeddings == Embeddings::Graph).then(|| input.grad())
             }
             Tape::LayerInputs(mut inputs) => {
                 let tables = self.rope.tables(&piece.positions, gradient.kind());
@@ -273,13 +277,11 @@ impl Language {
                         true => self.finish(&x, piece, pass),
                         false => self.stage(stage, &x, &tables, piece, pass),
                     };
-                    if y.requires_grad() {
-                        push_back(&y, &gradient);
-                    }
-                    if !wanted {
-                        return None;
-                    }
-                    gradient = x.grad();
+                    let before = match y.requires_grad() {
+                        true => sink.push_back(&y, &gradient, wanted.then_some(&x)),
+                        false => wanted.then(|| x.grad()),
+                    };
+                    gradient = before?;
                 }
                 Some(gradient)
             }
@@ -295,14 +297,14 @@ impl Language {
         Cache::new(self.layers.len(), size, nn::precision::of_products(weight.kind(), weight.device()), weight.device())
     }
 
-    /// Runs the prompts of a piece, embedded as `[tokens, width]`, and keeps the keys and values of its tokens in `rows` of the cache; the
+    /// Runs the prompts of a piece, embedded as `[tokens, width]`, and keeps the keys and values of its tokens in `rows` of a cache's tables; the
     /// result is the wanted states after the last norm.
-    pub fn prefill(&self, x: Tensor, piece: &Piece, rows: &Tensor, cache: &mut Cache, pass: Pass) -> Tensor {
-        let tables = self.rope.tables(&piece.positions, x.kind());
-        let stages = self.layers.iter().zip(&mut cache.layers).enumerate();
+    pub(super) fn prefill(&self, x: Tensor, piece: &Piece, rows: &Tensor, tables: &mut Tables, pass: Pass) -> Tensor {
+        let turns = self.rope.tables(&piece.positions, x.kind());
+        let stages = self.layers.iter().zip(&mut tables.layers).enumerate();
         let x = stages.fold(x, |x, (stage, (layer, kept))| {
             let keeper = Some(Keeper { kept, rows });
-            layer.forward(&x, &tables, self.sight(stage, piece), keeper, pass)
+            layer.forward(&x, &turns, self.sight(stage, piece), keeper, pass)
         });
         self.finish(&x, piece, pass)
     }
@@ -313,17 +315,12 @@ impl Language {
         let tables = self.rope.tables(positions, x.kind());
         let rows: Vec<i64> = layout.spans().iter().flat_map(|span| span.rows().map(|row| row as i64)).collect();
         let rows = &Tensor::from_slice(&rows).to_device(x.device());
-        let layers = self.layers.iter().zip(&mut cache.layers);
+        let layers = self.layers.iter().zip(&mut cache.tables.layers);
         let x = layers.fold(x, |x, (layer, kept)| {
             layer.forward(&x, &tables, Sight::Kept(layout), Some(Keeper { kept, rows }), pass)
         });
         self.norm.forward(&x, pass)
     }
-}
-
-/// Adds `gradient · dy` to the gradient of every leaf behind `y`.
-pub(crate) fn push_back(y: &Tensor, gradient: &Tensor) {
-    (y * gradient).sum(Kind::Float).backward();
 }
 
 impl Layer {

@@ -161,7 +161,7 @@ impl<'a> Loader<'a> {
             Plan::Frozen { adapter: Some(file) } => {
                 let scale = file.config.scale(path);
                 let Some(LoraPair { a, b }) = take_pair(file, path, out, input)? else { return Ok(None) };
-                let policy = LoraWeights { a: on_device(&a), b: on_device(&b) };
+                let policy = LoraWeights { a: on_device(&a).into(), b: on_device(&b).into() };
                 Ok(Some(LoraAdapter { policy, reference: None, scale, dropout: 0.0 }))
             }
             Plan::Lora { settings, start: Some((file, reference)), .. } => {
@@ -173,10 +173,10 @@ impl<'a> Loader<'a> {
                 }
                 let frozen = |tensor: &Tensor| on_device(tensor).copy();
                 let kept = match reference {
-                    Reference::Adapter => Some(LoraWeights { a: frozen(&a), b: frozen(&b) }),
+                    Reference::Adapter => Some(LoraWeights { a: frozen(&a).into(), b: frozen(&b).into() }),
                     Reference::Base => None,
                 };
-                let policy = LoraWeights { a: frozen(&a), b: frozen(&b) };
+                let policy = LoraWeights { a: frozen(&a).into(), b: frozen(&b).into() };
                 let dropout = settings.dropout;
                 Ok(Some(self.trained_adapter(path, LoraAdapter { policy, reference: kept, scale, dropout })))
             }
@@ -191,8 +191,8 @@ impl<'a> Loader<'a> {
                     ..AdapterConfig::default()
                 };
                 let policy = LoraWeights {
-                    a: initial_down(*seed, path, rank, input).to_device(device),
-                    b: Tensor::zeros([out, rank], (Kind::Float, device)),
+                    a: initial_down(*seed, path, rank, input).to_device(device).into(),
+                    b: Tensor::zeros([out, rank], (Kind::Float, device)).into(),
                 };
                 let (scale, dropout) = (config.scale(path), settings.dropout);
                 Ok(Some(self.trained_adapter(path, LoraAdapter { policy, reference: None, scale, dropout })))
@@ -215,7 +215,7 @@ impl<'a> Loader<'a> {
             let name = format!("{path}.lora_{letter}.weight");
             self.trainables.push(Trainable { name, leaf: leaf.shallow_clone(), group: Group::Model });
         }
-        LoraAdapter { policy: LoraWeights { a, b }, ..adapter }
+        LoraAdapter { policy: LoraWeights { a: a.into(), b: b.into() }, ..adapter }
     }
 
     /// Checks that every tensor of the checkpoint and of the adapter was used and every target met; gives what is trained.

@@ -3,6 +3,7 @@
 mod cache;
 pub mod config;
 pub mod family;
+mod gradients;
 pub mod language;
 pub mod load;
 pub mod projector;
@@ -11,15 +12,19 @@ pub mod vision;
 
 pub use cache::Cache;
 
-use crate::Result;
 use crate::image::Pixels;
+use crate::nn::precision::done;
 use crate::nn::{Layout, Pass, Span};
 use crate::text::pack::PackedBatch;
+use crate::{Result, error};
+use cache::Tables;
+use gradients::{InOrder, Sink, push_back};
 use language::{Embeddings, Keep, Language, Piece};
 use load::{Plan, Trainable};
 use std::ops::Range;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
+use torch_ext::Shared;
 
 /// What `config.json` says.
 #[derive(Debug, Clone)]
@@ -107,6 +112,16 @@ pub enum States {
     Last,
 }
 
+impl Vision {
+    /// One forward of the tower for all `images`.
+    fn features(&self, images: &[&Pixels], kind: Kind, device: Device, pass: Pass) -> Tensor {
+        let one =
+            |image: &&Pixels| Tensor::from_slice(&image.values).view([1, 3, image.height as i64, image.width as i64]);
+        let pixels = Tensor::cat(&images.iter().map(one).collect::<Vec<_>>(), 0);
+        self.tower.forward(&pixels.to_device(device).to_kind(kind), pass)
+    }
+}
+
 impl DeviceBatch {
     /// Moves a packed batch to `device`.
     pub fn new(packed: PackedBatch, device: Device) -> Self {
@@ -140,6 +155,37 @@ impl DeviceBatch {
     }
 }
 
+/// How many pieces of a batch run at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lanes {
+    /// One after the other, each on all threads.
+    One,
+    /// Side by side on shares of the threads.
+    Many,
+}
+
+/// What `work` gives for each piece of a batch and what stands beside it in `inputs`; it is also told at which turn the piece begins. The
+/// longest begin first, so that no long one is left for the end.
+fn side_by_side<I: Send, R: Send>(
+    batch: &DeviceBatch,
+    inputs: Vec<I>,
+    work: impl Fn(usize, &Piece, I) -> R + Sync,
+) -> Vec<R> {
+    let mut items: Vec<(usize, &Piece, I)> =
+        batch.pieces.iter().zip(inputs).enumerate().map(|(place, (piece, input))| (place, piece, input)).collect();
+    items.sort_by_key(|(_, piece, _)| std::cmp::Reverse(piece.tokens.len()));
+    let items = items.into_iter().enumerate().collect();
+    let mut found = on_lanes(items, |(turn, (place, piece, input))| (place, work(turn, piece, input)));
+    found.sort_by_key(|(place, _)| *place);
+    found.into_iter().map(|(_, result)| result).collect()
+}
+
+/// What `work` gives for each of `items`, side by side ([`torch_ext::side_by_side`]); its panics are told as those of this thread.
+fn on_lanes<I: Send, R: Send>(items: Vec<I>, work: impl Fn(I) -> R + Sync) -> Vec<R> {
+    let guarded = error::is_guarded();
+    done(torch_ext::side_by_side(items, |item| error::as_guarded(guarded, || work(item))))
+}
+
 /// A finished forward pass of the whole model.
 #[derive(Debug)]
 pub struct ModelRun {
@@ -168,19 +214,32 @@ impl Model {
         self.language.head(Pass::of(crate::nn::Role::Reference)).kind()
     }
 
+    /// How the pieces of a pass run that keeps something for the backward pass, or fills a cache. One that gives log-probs alone may give the
+    /// reference's, which are kept and must be what would be computed, bit for bit, whatever else is computed with them, while products of
+    /// another number of threads may round otherwise: such pieces never share the threads. Dropout draws from one generator for all threads.
+    fn lanes(&self, batch: &DeviceBatch, pass: Pass) -> Lanes {
+        let apart = self.device == Device::Cpu && pass.dropout.is_none();
+        if apart && torch_ext::lanes(batch.pieces.len()) > 1 { Lanes::Many } else { Lanes::One }
+    }
+
     /// The tower's features `[images, tokens, width]` of processed images: on a CPU one image after the other, so that those of an
     /// image do not depend on its neighbours, elsewhere one forward for all of them.
     pub fn features(&self, images: &[&Pixels], pass: Pass) -> Option<Tensor> {
         let vision = self.vision.as_ref()?;
-        let one =
-            |image: &&Pixels| Tensor::from_slice(&image.values).view([1, 3, image.height as i64, image.width as i64]);
         let together = if self.device == Device::Cpu { 1 } else { images.len().max(1) };
-        let some = |images: &[&Pixels]| {
-            let pixels = Tensor::cat(&images.iter().map(one).collect::<Vec<_>>(), 0);
-            vision.tower.forward(&pixels.to_device(self.device).to_kind(self.kind()), pass)
-        };
+        let some = |images| vision.features(images, self.kind(), self.device, pass);
         let features: Vec<Tensor> = images.chunks(together).map(some).collect();
         (!features.is_empty()).then(|| Tensor::cat(&features, 0))
+    }
+
+    /// [`Model::features`] for answering: on a CPU the images run side by side, so that those of an image may round otherwise among others.
+    pub fn features_for_answers(&self, images: &[&Pixels], pass: Pass) -> Option<Tensor> {
+        if self.device != Device::Cpu || images.len() < 2 {
+            return self.features(images, pass);
+        }
+        let (vision, kind, device) = (self.vision.as_ref()?, self.kind(), self.device);
+        let features = on_lanes(images.to_vec(), |image| vision.features(&[image], kind, device, pass));
+        Some(Tensor::cat(&features, 0))
     }
 
     /// The tower's features after the projector `[images · tokens, width]`; image by image where the tower runs so.
@@ -215,8 +274,15 @@ impl Model {
             1 => embeddings.shallow_clone(),
             _ => embeddings.narrow(0, piece.tokens.start as i64, piece.tokens.len() as i64),
         };
-        let run = |piece: &Piece| self.language.run(of(piece), piece, pass, keep);
-        let runs: Vec<language::Run> = batch.pieces.iter().map(run).collect();
+        let language = &self.language;
+        let lanes = if keep == Keep::Nothing { Lanes::One } else { self.lanes(batch, pass) };
+        let runs: Vec<language::Run> = match lanes {
+            Lanes::One => batch.pieces.iter().map(|piece| language.run(of(piece), piece, pass, keep)).collect(),
+            Lanes::Many => {
+                let inputs = batch.pieces.iter().map(of).collect();
+                side_by_side(batch, inputs, |_, piece, x| language.run(x, piece, pass, keep))
+            }
+        };
         let hidden = Tensor::cat(&runs.iter().map(|run| &run.hidden).collect::<Vec<_>>(), 0);
         ModelRun { runs, hidden, embeddings, pass }
     }
@@ -227,11 +293,28 @@ impl Model {
         let before = if embeddings.requires_grad() { Embeddings::Graph } else { Embeddings::Constant };
         let sizes: Vec<i64> = runs.iter().map(|run| run.hidden.size()[0]).collect();
         let gradients = gradient.split_with_sizes(sizes, 0);
-        let pieces = batch.pieces.iter().zip(runs).zip(&gradients);
-        let back = |((piece, run), gradient)| self.language.backward(run, gradient, piece, pass, before);
-        let gradients: Vec<Option<Tensor>> = pieces.map(back).collect();
+        let language = &self.language;
+        let gradients: Vec<Option<Tensor>> = match self.lanes(batch, pass) {
+            Lanes::One => {
+                let pieces = batch.pieces.iter().zip(runs).zip(&gradients);
+                let back =
+                    |((piece, run), gradient)| language.backward(run, gradient, piece, pass, before, &mut Sink::Leaves);
+                pieces.map(back).collect()
+            }
+            Lanes::Many => {
+                let leaves: Vec<Shared> = self.trainables.iter().map(|t| t.leaf.shallow_clone().into()).collect();
+                let sums = InOrder::new(&leaves);
+                let runs = runs.into_iter().zip(gradients).collect();
+                side_by_side(batch, runs, |turn, piece, (run, gradient)| {
+                    let mut sink = sums.sink();
+                    let found = language.backward(run, &gradient, piece, pass, before, &mut sink);
+                    sums.add(turn, sink);
+                    found
+                })
+            }
+        };
         if let Some(gradients) = gradients.into_iter().collect::<Option<Vec<Tensor>>>() {
-            language::push_back(&embeddings, &Tensor::cat(&gradients, 0));
+            push_back(&embeddings, &Tensor::cat(&gradients, 0));
         }
     }
 
@@ -248,11 +331,21 @@ impl Model {
         tch::no_grad(|| {
             let embeddings = self.embed(batch, features, pass);
             let rows = Tensor::from_slice(rows).to_device(self.device);
-            let run = |piece: &Piece| {
+            let input = |piece: &Piece| {
                 let of = |x: &Tensor| x.narrow(0, piece.tokens.start as i64, piece.tokens.len() as i64);
-                self.language.prefill(of(&embeddings), piece, &of(&rows), cache, pass)
+                (of(&embeddings), of(&rows), cache.handles())
             };
-            Tensor::cat(&batch.pieces.iter().map(run).collect::<Vec<_>>(), 0)
+            let language = &self.language;
+            let run = |piece: &Piece, (x, rows, mut tables): (Tensor, Tensor, Tables)| {
+                language.prefill(x, piece, &rows, &mut tables, pass)
+            };
+            let states = match self.lanes(batch, pass) {
+                Lanes::One => batch.pieces.iter().map(|piece| run(piece, input(piece))).collect(),
+                Lanes::Many => {
+                    side_by_side(batch, batch.pieces.iter().map(input).collect(), |_, piece, input| run(piece, input))
+                }
+            };
+            Tensor::cat(&states, 0)
         })
     }
 

@@ -8,7 +8,7 @@ use super::precision::{self, Mask};
 use crate::text::pack::Segment;
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
-use torch_ext::{Gather, QuerySpan, QuerySpans};
+use torch_ext::{Gather, QuerySpan, QuerySpans, Shared};
 
 /// Some queries of a segment: a run of its tokens, which see the segment's prefix and its tokens up to themselves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,9 +92,9 @@ impl Layout {
 struct Runs {
     keys: Keys,
     /// First query of each run, and their number; i32.
-    query_starts: Tensor,
+    query_starts: Shared,
     /// First key of each run, and their number; i32.
-    key_starts: Tensor,
+    key_starts: Shared,
     /// The most queries and the most keys of a run.
     longest: (usize, usize),
 }
@@ -131,7 +131,7 @@ impl Runs {
         let as_they_stand = keys.iter().copied().eq(first..first + keys.len());
         let starts = |starts: &[usize]| {
             let starts: Vec<i32> = starts.iter().map(|&start| start as i32).collect();
-            Tensor::from_slice(&starts).to_device(device)
+            Tensor::from_slice(&starts).to_device(device).into()
         };
         Runs {
             keys: match as_they_stand {

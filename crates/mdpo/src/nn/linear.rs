@@ -2,7 +2,7 @@
 
 use super::{Param, Pass, Role, precision};
 use tch::{Kind, Tensor};
-use torch_ext::AdaptedLinear;
+use torch_ext::{AdaptedLinear, Shared};
 
 /// `y = x Wᵀ + b`, plus `scale · dropout(x) Aᵀ Bᵀ` where an adapter is attached.
 #[derive(Debug)]
@@ -16,9 +16,9 @@ pub struct Linear {
 #[derive(Debug)]
 pub struct LoraWeights {
     /// The down projection.
-    pub a: Tensor,
+    pub a: Shared,
     /// The up projection.
-    pub b: Tensor,
+    pub b: Shared,
 }
 
 /// An adapter in its two roles.
@@ -97,7 +97,7 @@ impl Linear {
         let x = if lora.drops(pass) { x.dropout(lora.dropout, true) } else { x.shallow_clone() };
         let kind = y.kind();
         // The scale goes on the small matrix B, so that no extra pass over the activations is needed.
-        let b = (b * lora.scale).to_kind(kind);
+        let b = (&**b * lora.scale).to_kind(kind);
         let down = precision::linear(&x, &a.to_kind(kind), None);
         match x.dim() == 2 && precision::of_products(kind, x.device()) == kind {
             // Added by the product itself: nothing reads `y` before.

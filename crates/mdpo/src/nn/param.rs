@@ -2,24 +2,25 @@
 
 use super::Role;
 use tch::{Kind, Tensor};
+use torch_ext::Shared;
 
 /// A weight read in two roles.
 #[derive(Debug)]
 pub struct Param {
-    frozen: Tensor,
-    trained: Option<Tensor>,
+    frozen: Shared,
+    trained: Option<Shared>,
 }
 
 impl Param {
     /// A weight that stays as it is, in the dtype of the activations.
     pub fn frozen(weight: Tensor) -> Self {
-        Param { frozen: weight, trained: None }
+        Param { frozen: weight.into(), trained: None }
     }
 
     /// A weight whose policy moves: an f32 leaf starts at the original's values, the original stays for the reference.
     pub fn trained(weight: Tensor) -> Self {
         let leaf = tch::no_grad(|| weight.to_kind(Kind::Float).copy()).set_requires_grad(true);
-        Param { frozen: weight, trained: Some(leaf) }
+        Param { frozen: weight.into(), trained: Some(leaf.into()) }
     }
 
     /// The weight in the dtype of the activations; the policy's cast stays in the graph.
@@ -32,6 +33,6 @@ impl Param {
 
     /// The leaf the optimizer moves.
     pub fn leaf(&self) -> Option<&Tensor> {
-        self.trained.as_ref()
+        self.trained.as_deref()
     }
 }

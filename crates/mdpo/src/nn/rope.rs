@@ -2,6 +2,7 @@
 
 use super::precision;
 use tch::{Device, Kind, Tensor};
+use torch_ext::Shared;
 
 /// How frequencies are stretched for longer texts (`rope_scaling` / `rope_parameters`).
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -30,7 +31,7 @@ pub enum RopeScaling {
 #[derive(Debug)]
 pub struct Rope {
     /// On the device, so that a pass does not wait for a copy.
-    inverse_frequencies: Tensor,
+    inverse_frequencies: Shared,
 }
 
 impl Rope {
@@ -52,12 +53,12 @@ impl Rope {
                 }
             }
         });
-        Rope { inverse_frequencies: Tensor::from_slice(&scaled.collect::<Vec<f32>>()).to_device(device) }
+        Rope { inverse_frequencies: Tensor::from_slice(&scaled.collect::<Vec<f32>>()).to_device(device).into() }
     }
 
     /// cos and sin for `positions` `[tokens]`, each `[tokens, 1, head_dim]` in `kind`: computed in f32, then rounded.
     pub fn tables(&self, positions: &Tensor, kind: Kind) -> (Tensor, Tensor) {
-        let angles = positions.to_kind(Kind::Float).unsqueeze(-1) * &self.inverse_frequencies;
+        let angles = positions.to_kind(Kind::Float).unsqueeze(-1) * &*self.inverse_frequencies;
         let angles = Tensor::cat(&[&angles, &angles], -1).unsqueeze(1);
         (angles.cos().to_kind(kind), angles.sin().to_kind(kind))
     }

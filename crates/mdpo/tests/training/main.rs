@@ -6,6 +6,7 @@ mod features;
 mod feed;
 mod invariants;
 mod lab;
+mod lanes;
 mod objectives;
 mod parity;
 mod ranks;
