@@ -220,6 +220,10 @@ Heads heads_of(const Tensor& q, const Tensor& k, const Tensor& v) {
 // rows [queries, width] times the keys (or values) of a block, transposed: [queries, keys].
 void times_keys(const Heads& h, const Block& block, int64_t head, const float* rows, const float* keys, float* out) {
   const int64_t stride = h.keys_stride(), all = block.keys();
+  if (block.queries == 1) { // A product with a vector is slow in libtorch's library on some processors.
+    kernels::dots(rows, keys + h.key(block.prefix, head), stride, block.prefixed, h.width, out);
+    return kernels::dots(rows, keys + h.key(block.own, head), stride, block.owned, h.width, out + block.prefixed);
+  }
   if (block.prefixed > 0) {
     product(
         false, true, block.queries, block.prefixed, h.width, rows, h.queries_stride(), keys + h.key(block.prefix, head),
@@ -233,6 +237,12 @@ void times_keys(const Heads& h, const Block& block, int64_t head, const float* r
 // weights [queries, keys] times the values (or keys) of a block: [queries, width].
 void times_values(const Heads& h, const Block& block, int64_t head, const float* weights, const float* values, float* out) {
   const int64_t stride = h.keys_stride(), all = block.keys();
+  if (block.queries == 1) {
+    std::fill(out, out + h.width, 0.0f);
+    kernels::add_weighted(weights, values + h.key(block.prefix, head), stride, block.prefixed, h.width, out);
+    const float* own = values + h.key(block.own, head);
+    return kernels::add_weighted(weights + block.prefixed, own, stride, block.owned, h.width, out);
+  }
   if (block.prefixed > 0) {
     product(
         false, false, block.queries, h.width, block.prefixed, weights, all, values + h.key(block.prefix, head), stride, 0,
@@ -283,27 +293,40 @@ struct Attention : Function<Attention> {
     float *to = out.data_ptr<float>(), *log_sum = log_sums.data_ptr<float>();
     const std::vector<Block> blocks = blocks_of(spans);
     const int64_t most = most_scores(blocks), rows = q.size(0);
-    by_heads(h.heads, blocks, [&](int64_t head, int64_t, size_t first, size_t end) {
-      std::vector<float> scores(most);
-      for (size_t i = first; i < end; ++i) {
-        const Block& block = blocks[i];
-        const int64_t keys = block.keys();
-        times_keys(h, block, head, h.q + h.query(block.query, head), h.k, scores.data());
-        std::vector<float> sums(block.queries);
-        for (int64_t row = 0; row < block.queries; ++row) {
-          float* s = scores.data() + row * keys;
-          const int64_t seen = keys - block.queries + 1 + row;
-          const float largest = kernels::largest(s, seen);
-          sums[row] = kernels::exponentials(s, s, seen, largest, scale);
-          std::fill(s + seen, s + keys, 0.0f);
-          log_sum[head * rows + block.query + row] = scale * largest + std::log(sums[row]);
-        }
-        times_values(h, block, head, scores.data(), h.v, to + h.query(block.query, head));
-        for (int64_t row = 0; row < block.queries; ++row) {
-          kernels::multiply(to + h.query(block.query + row, head), h.width, 1.0f / sums[row]);
-        }
+    const auto attend = [&](int64_t head, const Block& block, float* scores) {
+      const int64_t keys = block.keys();
+      times_keys(h, block, head, h.q + h.query(block.query, head), h.k, scores);
+      std::vector<float> sums(block.queries);
+      for (int64_t row = 0; row < block.queries; ++row) {
+        float* s = scores + row * keys;
+        const int64_t seen = keys - block.queries + 1 + row;
+        const float largest = kernels::largest(s, seen);
+        sums[row] = kernels::exponentials(s, s, seen, largest, scale);
+        std::fill(s + seen, s + keys, 0.0f);
+        log_sum[head * rows + block.query + row] = scale * largest + std::log(sums[row]);
       }
-    });
+      times_values(h, block, head, scores, h.v, to + h.query(block.query, head));
+      for (int64_t row = 0; row < block.queries; ++row) {
+        kernels::multiply(to + h.query(block.query + row, head), h.width, 1.0f / sums[row]);
+      }
+    };
+    const auto is_single = [](const Block& block) { return block.queries == 1; };
+    if (std::all_of(blocks.begin(), blocks.end(), is_single)) {
+      // Every sequence has other keys: the heads that share some meet them while they are at hand.
+      const int64_t groups = h.heads / h.kv_heads;
+      at::parallel_for(0, static_cast<int64_t>(blocks.size()) * h.kv_heads, 1, [&](int64_t first, int64_t end) {
+        std::vector<float> scores(most);
+        for (int64_t task = first; task < end; ++task) {
+          const int64_t shared = task % h.kv_heads;
+          for (int64_t i = 0; i < groups; ++i) attend(shared * groups + i, blocks[task / h.kv_heads], scores.data());
+        }
+      });
+    } else {
+      by_heads(h.heads, blocks, [&](int64_t head, int64_t, size_t first, size_t end) {
+        std::vector<float> scores(most);
+        for (size_t i = first; i < end; ++i) attend(head, blocks[i], scores.data());
+      });
+    }
     ctx->save_for_backward({q, k, v, out, log_sums, spans});
     return out;
   }

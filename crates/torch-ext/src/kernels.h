@@ -51,6 +51,44 @@ FOR_EVERY_PROCESSOR static void rms_norm(
   }
 }
 
+// out[j] = a · row j, for `count` rows of `width` numbers that stand `stride` apart.
+FOR_EVERY_PROCESSOR static void dots(
+    const float* a, const float* rows, int64_t stride, int64_t count, int64_t width, float* out) {
+  int64_t row = 0;
+  for (; row + 4 <= count; row += 4, rows += 4 * stride) { // Four sums do not wait for each other.
+    const float *r1 = rows + stride, *r2 = r1 + stride, *r3 = r2 + stride;
+    float s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+#pragma omp simd reduction(+ : s0, s1, s2, s3)
+    for (int64_t i = 0; i < width; ++i) {
+      s0 += a[i] * rows[i], s1 += a[i] * r1[i], s2 += a[i] * r2[i], s3 += a[i] * r3[i];
+    }
+    out[row] = s0, out[row + 1] = s1, out[row + 2] = s2, out[row + 3] = s3;
+  }
+  for (; row < count; ++row, rows += stride) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < width; ++i) sum += a[i] * rows[i];
+    out[row] = sum;
+  }
+}
+
+// out += Σ weights[j] · row j, for rows as those of `dots`.
+FOR_EVERY_PROCESSOR static void add_weighted(
+    const float* weights, const float* rows, int64_t stride, int64_t count, int64_t width, float* out) {
+  int64_t row = 0;
+  for (; row + 4 <= count; row += 4, rows += 4 * stride, weights += 4) {
+    const float *r1 = rows + stride, *r2 = r1 + stride, *r3 = r2 + stride;
+    const float w0 = weights[0], w1 = weights[1], w2 = weights[2], w3 = weights[3];
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) out[i] += w0 * rows[i] + w1 * r1[i] + w2 * r2[i] + w3 * r3[i];
+  }
+  for (; row < count; ++row, rows += stride, ++weights) {
+    const float weight = *weights;
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) out[i] += weight * rows[i];
+  }
+}
+
 // dx of rms_norm: s (g w − x s² mean(g w x)).
 FOR_EVERY_PROCESSOR static void rms_norm_dx(
     const float* g, const float* x, const float* w, const float* scales, float* dx, int64_t rows, int64_t width) {
