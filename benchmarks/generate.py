@@ -152,7 +152,7 @@ def main():
     if given.results:
         given.results.mkdir(parents=True, exist_ok=True)
         name = given.results / f"{datetime.date.today()}-generate-{platform.node()}"
-        name.with_suffix(".json").write_text(json.dumps({"arguments": {k: str(v) for k, v in vars(given).items()}, "cpu": cpu, "runs": runs}, indent=1) + "\n")
+        name.with_suffix(".json").write_text(json.dumps({"arguments": {k: v.name if isinstance(v, Path) else v for k, v in vars(given).items()}, "cpu": cpu, "runs": runs}, indent=1) + "\n")
         name.with_suffix(".md").write_text("\n".join(table) + "\n")
 
 

@@ -416,6 +416,22 @@ mod tests {
         all_below(&differences(&inputs, ours, plain), 1e-4);
     }
 
+    /// As when answers are made side by side: their spans are one query each, and heads that share keys run together.
+    #[test]
+    fn attention_of_single_queries_is_that_of_spans() {
+        tch::manual_seed(7);
+        let span = |query, prefix, prefixed, own, owned| QuerySpan { query, queries: 1, prefix, prefixed, own, owned };
+        // Two answers behind one prompt, a prompt's own end, a first token, and numbers of keys that four does not divide.
+        let spans = [span(0, 0, 250, 250, 30), span(1, 0, 250, 280, 1), span(2, 0, 0, 0, 250), span(3, 0, 0, 281, 1)];
+        let inputs =
+            [Tensor::randn([4, 6, 16], F32), Tensor::randn([282, 2, 16], F32), Tensor::randn([282, 2, 16], F32)];
+        let ready = QuerySpans::new(&spans).unwrap();
+        let ours = |x: &[Tensor]| span_attention(&x[0], &x[1], &x[2], &ready).unwrap();
+        let plain =
+            |x: &[Tensor]| Tensor::cat(&spans.iter().map(|span| plain_attention(x, span)).collect::<Vec<_>>(), 0);
+        all_below(&differences(&inputs, ours, plain), 1e-4);
+    }
+
     #[test]
     fn spans_that_do_not_fit_are_errors() {
         let span = QuerySpan { query: 0, queries: 3, prefix: 0, prefixed: 0, own: 0, owned: 3 };
