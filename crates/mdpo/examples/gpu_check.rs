@@ -10,9 +10,9 @@
 //! the worst difference and the most that is allowed, or what was not checked and why. The exit status is 1 where something differs
 //! too much, 0 otherwise, also on a machine without a GPU.
 //!
-//! In f32 CUDA is compared with the CPU. In bf16 both round differently, so both are compared with f32 on the CPU: CUDA may be three times
-//! as far from it as the CPU is, since the worst of a few sums is a matter of chance (an H200 was 0.6 to 2.2 times as far). The
-//! other bounds are two to ten times what an H200 showed.
+//! In f32 CUDA is compared with the CPU. In bf16 both round differently, so both are compared with f32 on the CPU: CUDA may be twice
+//! as far from it as the CPU is; three times in log-probs, whose worst is that of a few sums (2.2 times on an H200). The other bounds are
+//! two to ten times what an H200 showed.
 
 #[path = "../tests/common/cases.rs"]
 mod cases;
@@ -156,12 +156,13 @@ fn compare(
     limit: f64,
     found: impl Fn(Kind, Device) -> Vec<Tensor>,
     by: fn(&Tensor, &Tensor) -> f64,
+    times: f64,
 ) {
     let (exact, gpu) = (found(Kind::Float, Device::Cpu), report.device);
     let distance = |kind, device| worst(found(kind, device).iter().zip(&exact).map(|(found, exact)| by(found, exact)));
     report.within(&format!("{what}, f32"), distance(Kind::Float, gpu), limit);
-    let allowed = 3.0 * distance(Kind::BFloat16, Device::Cpu) + limit;
-    report.within(&format!("{what}, bf16 (from f32; three times the CPU's)"), distance(Kind::BFloat16, gpu), allowed);
+    let allowed = times * distance(Kind::BFloat16, Device::Cpu) + limit;
+    report.within(&format!("{what}, bf16 (from f32; {times} times the CPU's)"), distance(Kind::BFloat16, gpu), allowed);
 }
 
 /// Tower, hidden states of all tokens and of those that predict, and log-probs of every case.
@@ -183,6 +184,7 @@ fn forward(report: &mut Report, models: &Path) {
                 5e-6,
                 |kind, device| states(kind, device, &seen),
                 relative,
+                2.0,
             );
         }
         let hidden = |model: &Model, case: &Value| {
@@ -200,6 +202,7 @@ fn forward(report: &mut Report, models: &Path) {
             2e-5,
             |kind, device| states(kind, device, &hidden),
             relative,
+            2.0,
         );
         let sums =
             |model: &Model, case: &Value| vec![Tensor::from_slice(&two_log_probs(model, &fixture, case, POLICY))];
@@ -209,6 +212,7 @@ fn forward(report: &mut Report, models: &Path) {
             1e-4,
             |kind, device| states(kind, device, &sums),
             difference,
+            3.0,
         );
     }
 }
@@ -244,7 +248,7 @@ fn backward(report: &mut Report, models: &Path) {
         let gaps = found.iter().zip(&exact).map(gap);
         report.within(&format!("{name}: gradients of each tensor, f32"), worst(gaps), 2e-4);
         let together = |kind, device| joined(of(kind, device, Keep::Graph));
-        compare(report, &format!("{name}: gradients by their length"), 1e-5, together, by_length);
+        compare(report, &format!("{name}: gradients by their length"), 1e-5, together, by_length, 2.0);
         for (kind, limit) in [(Kind::Float, 2e-6), (Kind::BFloat16, 2e-2)] {
             let both = [Keep::Graph, Keep::LayerInputs].map(|keep| joined(of(kind, report.device, keep)));
             let gap = worst(both[0].iter().zip(&both[1]).map(|(graph, again)| by_length(again, graph)));
