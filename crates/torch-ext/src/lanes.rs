@@ -3,12 +3,13 @@
 //! A product that all threads share packs its factors for each of them, and all wait for the last: two pieces of work on one thread each take
 //! less than one after the other on two.
 
+use std::cell::RefCell;
 use std::ffi::{c_char, c_int};
 use std::ops::Deref;
-use std::panic::resume_unwind;
+use std::rc::Rc;
 use std::sync::{Mutex, PoisonError};
-use std::thread::Builder;
 
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use tch::{TchError, Tensor};
 
 use crate::ext::done;
@@ -109,6 +110,25 @@ pub fn side_by_side<I: Send, R: Send>(items: Vec<I>, work: impl Fn(I) -> R + Syn
     Ok(results)
 }
 
+thread_local! {
+    /// Of the thread that asks, which no other waits for.
+    static OTHERS: RefCell<Option<Rc<ThreadPool>>> = const { RefCell::new(None) };
+}
+
+/// `count` threads beside the calling one, or more. They stay: what a thread has freed goes back to the system when it ends (jemalloc gives
+/// up the arena of which it was the last), and would be asked for again, page by page, by the next pass.
+fn other_threads(count: usize) -> Result<Rc<ThreadPool>, TchError> {
+    OTHERS.with_borrow_mut(|others| match others {
+        Some(pool) if pool.current_num_threads() >= count => Ok(Rc::clone(pool)),
+        _ => {
+            let threads = ThreadPoolBuilder::new().num_threads(count).stack_size(STACK);
+            let pool = threads.thread_name(|number| format!("lane {}", number + 1)).build();
+            let pool = Rc::new(pool.map_err(|error| TchError::FileFormat(format!("no thread: {error}")))?);
+            Ok(Rc::clone(others.insert(pool)))
+        }
+    })
+}
+
 /// All of `items` on `lanes` threads, one of which is the caller's.
 fn in_lanes<I: Send, R: Send>(
     items: Vec<I>,
@@ -119,20 +139,29 @@ fn in_lanes<I: Send, R: Send>(
     let keeps_graph = torch_ext_keeps_graph() != 0;
     let queue = Mutex::new(items.into_iter().enumerate());
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-    let lane = || -> Result<Vec<(usize, R)>, TchError> {
+    let found = Mutex::new(Vec::new());
+    let lane = || -> Result<(), TchError> {
         let _threads = Threads::use_only(share)?;
         let run = || std::iter::from_fn(next).map(|(place, item)| (place, work(item))).collect();
-        Ok(if keeps_graph { run() } else { tch::no_grad(run) })
+        let mine: Vec<(usize, R)> = if keeps_graph { run() } else { tch::no_grad(run) };
+        found.lock().unwrap_or_else(PoisonError::into_inner).extend(mine);
+        Ok(())
     };
-    let mut found = std::thread::scope(|scope| {
-        let begin = |number| Builder::new().name(format!("lane {number}")).stack_size(STACK).spawn_scoped(scope, lane);
-        let others = (1..lanes).map(begin).collect::<Result<Vec<_>, _>>();
-        let mut found = lane()?;
-        for other in others.map_err(|error| TchError::FileFormat(format!("no thread: {error}")))? {
-            found.extend(other.join().unwrap_or_else(|panic| resume_unwind(panic))?);
+    let failed = Mutex::new(None);
+    let tell = |result: Result<(), TchError>| {
+        if let Err(error) = result {
+            *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
         }
-        Ok::<_, TchError>(found)
-    })?;
+    };
+    // Goes on when all have ended, with the panic of one that had one.
+    other_threads(lanes - 1)?.in_place_scope(|scope| {
+        (1..lanes).for_each(|_| scope.spawn(|_| tell(lane())));
+        tell(lane());
+    });
+    if let Some(error) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        return Err(error);
+    }
+    let mut found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
     found.sort_unstable_by_key(|(place, _)| *place);
     Ok(found.into_iter().map(|(_, result)| result).collect())
 }
@@ -140,6 +169,7 @@ fn in_lanes<I: Send, R: Send>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashSet;
     use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::sync::Barrier;
     use std::thread::ThreadId;
@@ -178,6 +208,24 @@ mod tests {
         let here: Vec<ThreadId> =
             with_threads(1, || side_by_side(vec![(); 3], |()| std::thread::current().id()).unwrap());
         assert_eq!(here, [std::thread::current().id(); 3]);
+    }
+
+    #[test]
+    fn lanes_stay_the_same_threads_from_one_time_to_the_next() {
+        if torch_ext_has_lanes() == 0 {
+            return;
+        }
+        let barrier = Barrier::new(3);
+        let ids = |()| {
+            barrier.wait();
+            std::thread::current().id()
+        };
+        let seen = || -> HashSet<ThreadId> { side_by_side(vec![(); 3], ids).unwrap().into_iter().collect() };
+        with_threads(3, || {
+            let first = seen();
+            assert_eq!(first.len(), 3);
+            assert_eq!(seen(), first);
+        });
     }
 
     #[test]
