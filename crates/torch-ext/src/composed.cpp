@@ -18,6 +18,8 @@
 #include <ATen/ops/silu_backward.h>
 #include <ATen/ops/zeros.h>
 
+#include <optional>
+
 using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::Function;
@@ -118,6 +120,36 @@ struct AdaptedLinears : Function<AdaptedLinears> {
   }
 };
 
+// x Wᵀ + b, multiplied in f32 and rounded to the kind of x. Factors are kept in their own kind, and widened again on the way back.
+struct WideLinear : Function<WideLinear> {
+  static Tensor forward(
+      AutogradContext* ctx, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+    ctx->save_for_backward({weight.requires_grad() ? x : Tensor(), weight});
+    ctx->saved_data["bias"] = bias.has_value(); // Without one there is no third input to be asked about.
+    std::optional<Tensor> wide_bias;
+    if (bias) wide_bias = bias->to(at::kFloat);
+    return at::linear(x.to(at::kFloat), weight.to(at::kFloat), wide_bias).to(x.scalar_type());
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
+    const variable_list saved = ctx->get_saved_variables();
+    const Tensor &x = saved[0], &weight = saved[1];
+    const auto kind = gradients[0].scalar_type();
+    const Tensor g = gradients[0].to(at::kFloat), rows = g.reshape({-1, g.size(-1)});
+    variable_list found(3);
+    if (ctx->needs_input_grad(0)) {
+      std::vector<int64_t> size = g.sizes().vec();
+      size.back() = weight.size(1);
+      found[0] = at::mm(rows, weight.to(at::kFloat)).reshape(size).to(kind);
+    }
+    if (ctx->needs_input_grad(1)) {
+      found[1] = at::mm(rows.t(), x.reshape({-1, x.size(-1)}).to(at::kFloat)).to(weight.scalar_type());
+    }
+    if (ctx->saved_data["bias"].toBool() && ctx->needs_input_grad(2)) found[2] = rows.sum(0).to(kind);
+    return found;
+  }
+};
+
 // x[rows]. `rounds` are pairs of indices: rows of x, none twice in a round, and where the result has them. libtorch's own gradient adds
 // with atomic operations, so in any order; this one adds round after round.
 struct GatherRows : Function<GatherRows> {
@@ -174,6 +206,16 @@ std::vector<Tensor> adapted_linears(
 } // namespace composed
 
 extern "C" {
+
+// `bias` may be null.
+char* torch_ext_wide_linear(Tensor** out, const Tensor* x, const Tensor* weight, const Tensor* bias) {
+  return guard([&] {
+    TORCH_CHECK(
+        x->dim() > 0 && weight->dim() == 2 && x->size(-1) == weight->size(1), "a layer of ", weight->sizes(), " for ",
+        x->sizes());
+    *out = new Tensor(WideLinear::apply(*x, *weight, bias == nullptr ? std::nullopt : std::optional<Tensor>(*bias)));
+  });
+}
 
 // `rounds` are `count` tensors, an even number.
 char* torch_ext_gather_rows(Tensor** out, const Tensor* x, const Tensor* rows, int64_t count, const Tensor* const* rounds) {

@@ -1,8 +1,8 @@
 //! Operations for every device and kind that libtorch has otherwise, made of its own (`composed.cpp`): a gather whose gradient is summed in a
-//! fixed order, and one step of AdamW over many tensors. The layers' operations of that file are reached through those of `fused.rs`.
+//! fixed order, a layer that is multiplied in f32, and one step of AdamW over many tensors. The layers' operations of that file are reached through those of `fused.rs`.
 
 use std::ffi::c_char;
-use std::ptr::null_mut;
+use std::ptr::{null, null_mut};
 
 use tch::{Device, Kind, TchError, Tensor};
 use torch_sys::C_tensor;
@@ -10,7 +10,7 @@ use torch_sys::C_tensor;
 use crate::ext::done;
 use crate::lanes::Shared;
 
-// SAFETY: these are the signatures in composed.cpp. A `C_tensor` is an `at::Tensor`; both functions catch C++ exceptions.
+// SAFETY: these are the signatures in composed.cpp. A `C_tensor` is an `at::Tensor`; all functions catch C++ exceptions.
 #[expect(unsafe_code, reason = "the C interface of composed.cpp")]
 unsafe extern "C" {
     fn torch_ext_gather_rows(
@@ -19,6 +19,12 @@ unsafe extern "C" {
         rows: *const C_tensor,
         count: i64,
         rounds: *const *const C_tensor,
+    ) -> *mut c_char;
+    fn torch_ext_wide_linear(
+        out: *mut *mut C_tensor,
+        x: *const C_tensor,
+        weight: *const C_tensor,
+        bias: *const C_tensor,
     ) -> *mut c_char;
     fn torch_ext_adamw(
         count: i64,
@@ -83,6 +89,22 @@ impl Gather {
             done(torch_ext_gather_rows(&raw mut out, x, rows, rounds.len() as i64, rounds.as_ptr()))?;
             Ok(Tensor::from_ptr(out))
         }
+    }
+}
+
+/// `x Wᵀ + b` of `x` `[…, in]`, weight `[out, in]` and bias `[out]`: multiplied in f32, rounded to the kind of `x`. For processors that cannot
+/// multiply bf16 or f16. What the backward pass needs is kept in its own kind: `x` where the weight is trained, and the weight.
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn wide_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor, TchError> {
+    let mut out = null_mut();
+    // SAFETY: all tensors live through the call, a null bias is none, and without a message `out` is a fresh tensor of ours.
+    #[expect(unsafe_code, reason = "a call into composed.cpp")]
+    unsafe {
+        let bias = bias.map_or(null(), |bias| bias.as_ptr());
+        done(torch_ext_wide_linear(&raw mut out, x.as_ptr(), weight.as_ptr(), bias))?;
+        Ok(Tensor::from_ptr(out))
     }
 }
 
@@ -233,6 +255,34 @@ mod tests {
             let found = worst(&inputs, ours, plain);
             assert!(found < bound, "{kind:?}: {found}");
         }
+    }
+
+    #[test]
+    fn a_wide_layer_is_its_steps_to_the_bit() {
+        tch::manual_seed(5);
+        let narrow = |sizes: &[i64]| Tensor::randn(sizes, F64).to_kind(Kind::BFloat16);
+        let leaf = |x: &Tensor| x.copy().set_requires_grad(true);
+        for sizes in [&[65, 24][..], &[3, 21, 24]] {
+            let inputs = [narrow(sizes), narrow(&[40, 24]), narrow(&[40])];
+            let pulled = narrow(&[&sizes[..sizes.len() - 1], &[40]].concat());
+            let wide = |x: &Tensor| x.to_kind(Kind::Float);
+            let (one, other) = (inputs.each_ref().map(leaf), inputs.each_ref().map(leaf));
+            let found = wide_linear(&one[0], &one[1], Some(&one[2])).unwrap();
+            let steps = wide(&other[0]).linear(&wide(&other[1]), Some(&wide(&other[2]))).to_kind(Kind::BFloat16);
+            assert_eq!(found, steps);
+            for y in [&found, &steps] {
+                (y * &pulled).sum(Kind::Float).backward();
+            }
+            for (ours, theirs) in one.iter().zip(&other) {
+                assert_eq!(ours.grad().kind(), Kind::BFloat16);
+                assert_eq!(ours.grad(), theirs.grad());
+            }
+            // A frozen layer has a gradient for its input all the same.
+            let x = leaf(&inputs[0]);
+            (wide_linear(&x, &inputs[1], None).unwrap() * &pulled).sum(Kind::Float).backward();
+            assert_eq!(x.grad(), one[0].grad());
+        }
+        assert!(wide_linear(&narrow(&[5, 3]), &narrow(&[4, 2]), None).is_err());
     }
 
     #[test]

@@ -10,7 +10,7 @@ mod group;
 mod lanes;
 mod map;
 
-pub use composed::{AdamW, Gather, Moving, adamw};
+pub use composed::{AdamW, Gather, Moving, adamw, wide_linear};
 pub use cuda::{CudaState, load_cuda};
 pub use ext::{CudaPeak, cuda_peak, reset_cuda_peak, varlen_attention};
 pub use fused::{

@@ -38,12 +38,10 @@ fn multiplies_f16() -> bool {
 
 /// `x Wᵀ + b` in the precision of products, rounded to the precision of `x`.
 pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
-    let (kind, products) = (x.kind(), of_products(x.kind(), x.device()));
-    if kind == products {
+    if of_products(x.kind(), x.device()) == x.kind() {
         return x.linear(weight, bias);
     }
-    let bias = bias.map(|bias| bias.to_kind(products));
-    x.to_kind(products).linear(&weight.to_kind(products), bias.as_ref()).to_kind(kind)
+    done(torch_ext::wide_linear(x, weight, bias))
 }
 
 /// Attention of `[…, heads, tokens, head_dim]` in the precision of products, rounded to the precision of `q`; `mask` is additive.

@@ -51,13 +51,15 @@ pub fn estimate(run: &Run, inputs: &Inputs, trained: usize) -> Estimate {
     } as u64;
     // A layer keeps its norms (in f32), projections, rotated heads, attention output and the three tensors of the MLP.
     let one_layer = tokens * (width * (4 * hidden + 3 * queries + 4 * keys + 4 * inner) + 8 * hidden);
-    // Where products are widened to f32, the widened factors stay in the graph.
+    // Where products are widened to f32, attention keeps its factors so; those of a layer are widened when their turn comes.
     let widened = of_products(super::kind(run.model.dtype), Device::Cpu) != super::kind(run.model.dtype);
-    let one_layer = if widened { 3 * one_layer } else { one_layer };
+    let (one_layer, factors) = match widened {
+        true => (one_layer + tokens * 4 * (2 * queries + 2 * keys), 4 * (hidden + tokens) * inner),
+        false => (one_layer, 0),
+    };
     let activations = match run.batch.checkpointing {
-        GradientCheckpointing::None if widened => layers * (one_layer + 4 * per_layer),
-        GradientCheckpointing::None => layers * one_layer,
-        GradientCheckpointing::Layers => layers * tokens * hidden * width + one_layer,
+        GradientCheckpointing::None => layers * one_layer + factors,
+        GradientCheckpointing::Layers => layers * tokens * hidden * width + one_layer + factors,
     };
     let vocab = language.vocab as u64;
     Estimate {
