@@ -260,29 +260,38 @@ mod tests {
     #[test]
     fn a_wide_layer_is_its_steps_to_the_bit() {
         tch::manual_seed(5);
-        let narrow = |sizes: &[i64]| Tensor::randn(sizes, F64).to_kind(Kind::BFloat16);
         let leaf = |x: &Tensor| x.copy().set_requires_grad(true);
-        for sizes in [&[65, 24][..], &[3, 21, 24]] {
+        let wide = |x: &Tensor| x.to_kind(Kind::Float);
+        for (kind, sizes) in [(Kind::BFloat16, &[65, 24][..]), (Kind::BFloat16, &[3, 21, 24]), (Kind::Half, &[65, 24])]
+        {
+            let narrow = |sizes: &[i64]| Tensor::randn(sizes, F64).to_kind(kind);
             let inputs = [narrow(sizes), narrow(&[40, 24]), narrow(&[40])];
             let pulled = narrow(&[&sizes[..sizes.len() - 1], &[40]].concat());
-            let wide = |x: &Tensor| x.to_kind(Kind::Float);
             let (one, other) = (inputs.each_ref().map(leaf), inputs.each_ref().map(leaf));
             let found = wide_linear(&one[0], &one[1], Some(&one[2])).unwrap();
-            let steps = wide(&other[0]).linear(&wide(&other[1]), Some(&wide(&other[2]))).to_kind(Kind::BFloat16);
+            let steps = wide(&other[0]).linear(&wide(&other[1]), Some(&wide(&other[2]))).to_kind(kind);
             assert_eq!(found, steps);
+            assert_eq!(tch::no_grad(|| wide_linear(&one[0], &one[1], Some(&one[2])).unwrap()), steps);
             for y in [&found, &steps] {
                 (y * &pulled).sum(Kind::Float).backward();
             }
             for (ours, theirs) in one.iter().zip(&other) {
-                assert_eq!(ours.grad().kind(), Kind::BFloat16);
+                assert_eq!(ours.grad().kind(), kind);
                 assert_eq!(ours.grad(), theirs.grad());
             }
-            // A frozen layer has a gradient for its input all the same.
+            // Each has the gradient it would have if the others were trained too.
+            for trained in 0..3 {
+                let leaf = leaf(&inputs[trained]);
+                let of = |place: usize| if place == trained { &leaf } else { &inputs[place] };
+                (wide_linear(of(0), of(1), Some(of(2))).unwrap() * &pulled).sum(Kind::Float).backward();
+                assert_eq!(leaf.grad(), one[trained].grad());
+            }
             let x = leaf(&inputs[0]);
             (wide_linear(&x, &inputs[1], None).unwrap() * &pulled).sum(Kind::Float).backward();
             assert_eq!(x.grad(), one[0].grad());
         }
-        assert!(wide_linear(&narrow(&[5, 3]), &narrow(&[4, 2]), None).is_err());
+        let narrow = |sizes: [i64; 2]| Tensor::randn(sizes, F64).to_kind(Kind::BFloat16);
+        assert!(wide_linear(&narrow([5, 3]), &narrow([4, 2]), None).is_err());
     }
 
     #[test]

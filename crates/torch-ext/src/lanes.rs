@@ -142,8 +142,9 @@ fn in_lanes<I: Send, R: Send>(
     let found = Mutex::new(Vec::new());
     let lane = || -> Result<(), TchError> {
         let _threads = Threads::use_only(share)?;
-        let run = || std::iter::from_fn(next).map(|(place, item)| (place, work(item))).collect();
-        let mine: Vec<(usize, R)> = if keeps_graph { run() } else { tch::no_grad(run) };
+        // Set back when a piece panics too: the thread stays.
+        let _no_graph = (!keeps_graph).then(tch::no_grad_guard);
+        let mine: Vec<(usize, R)> = std::iter::from_fn(next).map(|(place, item)| (place, work(item))).collect();
         found.lock().unwrap_or_else(PoisonError::into_inner).extend(mine);
         Ok(())
     };
@@ -235,6 +236,31 @@ mod tests {
         with_threads(2, || {
             assert_eq!(grows(), [true, true]);
             assert_eq!(tch::no_grad(grows), [false, false]);
+        });
+    }
+
+    #[test]
+    fn a_lane_that_panicked_without_a_graph_records_gradients_again() {
+        if torch_ext_has_lanes() == 0 {
+            return;
+        }
+        // Each lane has one of the two pieces.
+        let barrier = Barrier::new(2);
+        let all_panic = || {
+            side_by_side(vec![(); 2], |()| {
+                barrier.wait();
+                panic!("bad");
+            })
+        };
+        with_threads(2, || {
+            let no_graph = tch::no_grad_guard();
+            catch_unwind(AssertUnwindSafe(all_panic)).expect_err("it panicked");
+            drop(no_graph);
+            let records = side_by_side(vec![(); 2], |()| {
+                barrier.wait();
+                torch_ext_keeps_graph()
+            });
+            assert_eq!(records.unwrap(), [1, 1]);
         });
     }
 

@@ -57,6 +57,7 @@ impl Check {
         text += &part("training", estimate.training);
         text += &part("activations", estimate.activations);
         text += &part("logits", estimate.logits);
+        text += &part("process", estimate.process);
         super::print(text)?;
         Ok(ExitCode::SUCCESS)
     }

@@ -16,12 +16,17 @@ pub struct Estimate {
     pub activations: u64,
     /// One chunk of logits with its softmax, and the head in f32.
     pub logits: u64,
+    /// The program with libtorch, where it computes on a CPU.
+    pub process: u64,
 }
+
+/// What a process takes on a CPU before it has a model (150 MB were measured), and what lies between tensors.
+const PROCESS: u64 = 200 << 20;
 
 impl Estimate {
     /// All of it.
     pub fn total(&self) -> u64 {
-        self.weights + self.training + self.activations + self.logits
+        self.weights + self.training + self.activations + self.logits + self.process
     }
 }
 
@@ -52,7 +57,8 @@ pub fn estimate(run: &Run, inputs: &Inputs, trained: usize) -> Estimate {
     // A layer keeps its norms (in f32), projections, rotated heads, attention output and the three tensors of the MLP.
     let one_layer = tokens * (width * (4 * hidden + 3 * queries + 4 * keys + 4 * inner) + 8 * hidden);
     // Where products are widened to f32, attention keeps its factors so; those of a layer are widened when their turn comes.
-    let widened = of_products(super::kind(run.model.dtype), Device::Cpu) != super::kind(run.model.dtype);
+    let (kind, device) = (super::kind(run.model.dtype), super::device(run.model.device).unwrap_or(Device::Cpu));
+    let widened = of_products(kind, device) != kind;
     let (one_layer, factors) = match widened {
         true => (one_layer + tokens * 4 * (2 * queries + 2 * keys), 4 * (hidden + tokens) * inner),
         false => (one_layer, 0),
@@ -67,6 +73,7 @@ pub fn estimate(run: &Run, inputs: &Inputs, trained: usize) -> Estimate {
         training: trained as u64 * 16,
         activations,
         logits: 512 * vocab * 4 * 3 + vocab * hidden * 4,
+        process: if device == Device::Cpu { PROCESS } else { 0 },
     }
 }
 
