@@ -51,6 +51,11 @@ def write_pairs(inputs, images, words, answers, rows, path):
     path.write_text("\n".join(lines) + "\n")
 
 
+def key(name, value):
+    """One text for one setting, whichever row it is in: the middle is in all of them."""
+    return json.dumps(MIDDLE | {name: value})
+
+
 def measure(given, setting, scratch):
     rows = setting["batch"] * (given.steps + given.warmup)
     pairs = scratch / "pairs.jsonl"
@@ -103,21 +108,21 @@ def main():
     given = parser.parse_args()
     given.inputs = given.inputs.resolve()
     chosen = given.only or list(ROWS)
-    settings = {json.dumps(MIDDLE | {name: value}): MIDDLE | {name: value} for name in chosen for value in ROWS[name][1]}
+    settings = {key(name, value): MIDDLE | {name: value} for name in chosen for value in ROWS[name][1]}
     best = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for round in range(1, given.rounds + 1):
-            for key, setting in settings.items():
+        for turn in range(1, given.rounds + 1):
+            for name, setting in settings.items():
                 found = measure(given, setting, Path(scratch))
-                print(f"round {round} {key}: {found['seconds']:.2f} s", flush=True)
-                if key not in best or found["seconds"] < best[key]["seconds"]:
-                    best[key] = found
+                print(f"round {turn} {name}: {found['seconds']:.2f} s", flush=True)
+                if name not in best or found["seconds"] < best[name]["seconds"]:
+                    best[name] = found
     rows, lines = {}, ["| | value | step, s (least) | predicted, s | measured / predicted | GFLOP | tokens | peak RSS, GiB | share of matmul peak |", "|---|---|---|---|---|---|---|---|---|"]
     for name in chosen:
         title, values, shown = ROWS[name]
         rows[name] = []
         for value in values:
-            found = dict(best[json.dumps(MIDDLE | {name: value})])
+            found = dict(best[key(name, value)])
             first = rows[name][0][1] if rows[name] else found
             found["predicted"] = first["seconds"] * found["gflop"] / first["gflop"]
             rows[name].append((value, found))

@@ -1,5 +1,6 @@
 //! Operations for every device and kind that libtorch has otherwise, made of its own (`composed.cpp`): a gather whose gradient is summed in a
-//! fixed order, a layer that is multiplied in f32, and one step of AdamW over many tensors. The layers' operations of that file are reached through those of `fused.rs`.
+//! fixed order, a layer that is multiplied in f32, and one step of AdamW over many tensors. The layers' operations of that file are reached
+//! through those of `fused.rs`.
 
 use std::ffi::c_char;
 use std::ptr::{null, null_mut};

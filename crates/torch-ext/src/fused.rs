@@ -396,6 +396,16 @@ mod tests {
         weights.matmul(&seen(&x[2])).transpose(0, 1)
     }
 
+    /// Of `queries` queries with six heads over `keys` keys with two.
+    fn is_softmax_attention(queries: i64, keys: i64, spans: &[QuerySpan]) {
+        let inputs = [[queries, 6, 16], [keys, 2, 16], [keys, 2, 16]].map(|sizes| Tensor::randn(sizes, F32));
+        let ready = QuerySpans::new(spans).unwrap();
+        let ours = |x: &[Tensor]| span_attention(&x[0], &x[1], &x[2], &ready).unwrap();
+        let plain =
+            |x: &[Tensor]| Tensor::cat(&spans.iter().map(|span| plain_attention(x, span)).collect::<Vec<_>>(), 0);
+        all_below(&differences(&inputs, ours, plain), 1e-4);
+    }
+
     #[test]
     fn attention_of_spans_is_softmax_attention_with_its_gradients() {
         tch::manual_seed(4);
@@ -407,13 +417,7 @@ mod tests {
             span(280, 1, 250, 280, 1),
             span(281, 5, 250, 281, 9),
         ];
-        let inputs =
-            [Tensor::randn([286, 6, 16], F32), Tensor::randn([290, 2, 16], F32), Tensor::randn([290, 2, 16], F32)];
-        let ready = QuerySpans::new(&spans).unwrap();
-        let ours = |x: &[Tensor]| span_attention(&x[0], &x[1], &x[2], &ready).unwrap();
-        let plain =
-            |x: &[Tensor]| Tensor::cat(&spans.iter().map(|span| plain_attention(x, span)).collect::<Vec<_>>(), 0);
-        all_below(&differences(&inputs, ours, plain), 1e-4);
+        is_softmax_attention(286, 290, &spans);
     }
 
     /// As when answers are made side by side: their spans are one query each, and heads that share keys run together.
@@ -423,13 +427,7 @@ mod tests {
         let span = |query, prefix, prefixed, own, owned| QuerySpan { query, queries: 1, prefix, prefixed, own, owned };
         // Two answers behind one prompt, a prompt's own end, a first token, and numbers of keys that four does not divide.
         let spans = [span(0, 0, 250, 250, 30), span(1, 0, 250, 280, 1), span(2, 0, 0, 0, 250), span(3, 0, 0, 281, 1)];
-        let inputs =
-            [Tensor::randn([4, 6, 16], F32), Tensor::randn([282, 2, 16], F32), Tensor::randn([282, 2, 16], F32)];
-        let ready = QuerySpans::new(&spans).unwrap();
-        let ours = |x: &[Tensor]| span_attention(&x[0], &x[1], &x[2], &ready).unwrap();
-        let plain =
-            |x: &[Tensor]| Tensor::cat(&spans.iter().map(|span| plain_attention(x, span)).collect::<Vec<_>>(), 0);
-        all_below(&differences(&inputs, ours, plain), 1e-4);
+        is_softmax_attention(4, 282, &spans);
     }
 
     #[test]

@@ -139,30 +139,24 @@ fn in_lanes<I: Send, R: Send>(
     let keeps_graph = torch_ext_keeps_graph() != 0;
     let queue = Mutex::new(items.into_iter().enumerate());
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-    let found = Mutex::new(Vec::new());
-    let lane = || -> Result<(), TchError> {
+    let lane = || -> Result<Vec<(usize, R)>, TchError> {
         let _threads = Threads::use_only(share)?;
         // Set back when a piece panics too: the thread stays.
         let _no_graph = (!keeps_graph).then(tch::no_grad_guard);
-        let mine: Vec<(usize, R)> = std::iter::from_fn(next).map(|(place, item)| (place, work(item))).collect();
-        found.lock().unwrap_or_else(PoisonError::into_inner).extend(mine);
-        Ok(())
+        Ok(std::iter::from_fn(next).map(|(place, item)| (place, work(item))).collect())
     };
-    let failed = Mutex::new(None);
-    let tell = |result: Result<(), TchError>| {
-        if let Err(error) = result {
-            *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-        }
+    let found = Mutex::new(Vec::with_capacity(lanes));
+    let run = || {
+        let of_lane = lane();
+        found.lock().unwrap_or_else(PoisonError::into_inner).push(of_lane);
     };
     // Goes on when all have ended, with the panic of one that had one.
     other_threads(lanes - 1)?.in_place_scope(|scope| {
-        (1..lanes).for_each(|_| scope.spawn(|_| tell(lane())));
-        tell(lane());
+        (1..lanes).for_each(|_| scope.spawn(|_| run()));
+        run();
     });
-    if let Some(error) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        return Err(error);
-    }
-    let mut found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut found: Vec<(usize, R)> = found.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
     found.sort_unstable_by_key(|(place, _)| *place);
     Ok(found.into_iter().map(|(_, result)| result).collect())
 }
