@@ -30,6 +30,15 @@ GIB = 2**30
 GPU = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 
 
+def resolve_paths(parser, given):
+    """Makes INPUTS and the binary absolute, or ends with what is wrong with them."""
+    if not (given.inputs / "work.json").is_file():
+        parser.error(f"{given.inputs} is no folder of inputs (it has no work.json): write it with `make_inputs.py {given.inputs} --size cpu`")
+    if given.mdpo is None or not given.mdpo.is_file():
+        parser.error(f"--mdpo must name the binary, found {given.mdpo}: build it with `make build`")
+    given.inputs, given.mdpo = given.inputs.resolve(), given.mdpo.resolve()
+
+
 def parse():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("inputs", type=Path)
@@ -45,7 +54,7 @@ def parse():
     parser.add_argument("--attention", default="sdpa", help="attn_implementation of the peers")
     parser.add_argument("--results", type=Path, default=HERE / "results")
     given = parser.parse_args()
-    given.inputs, given.mdpo = given.inputs.resolve(), given.mdpo.resolve()
+    resolve_paths(parser, given)
     given.work = json.loads((given.inputs / "work.json").read_text())
     given.gpu = gpu_name()
     rows = (given.steps + 1) * given.work["batch"]

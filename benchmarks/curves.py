@@ -16,11 +16,16 @@ NAMES = ["loss", "rewards/margins", "rewards/image_margins", "rewards/chosen", "
 
 
 def entries(folder):
-    history = json.loads((Path(folder) / "trainer_state.json").read_text())["log_history"]
+    path = Path(folder) / "trainer_state.json"
+    if not path.is_file():
+        sys.exit(f"{path}: there is no such file; name the `output_dir` of a finished run")
+    history = json.loads(path.read_text())["log_history"]
     return {entry["step"]: entry for entry in history}
 
 
 def main():
+    if len(sys.argv) != 3:
+        sys.exit("usage: curves.py FIRST_RUN SECOND_RUN")
     first, second = (entries(folder) for folder in sys.argv[1:3])
     steps = sorted(first.keys() & second.keys())
     print(f"{len(steps)} entries, steps {steps[0]} to {steps[-1]}")

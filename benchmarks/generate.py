@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from compare import MALLOC_CONF, find_jemalloc
+from compare import MALLOC_CONF, find_jemalloc, resolve_paths
 
 HERE = Path(__file__).parent
 CONTENDERS = ["mdpo", "transformers", "transformers+jemalloc"]
@@ -112,10 +112,10 @@ def main():
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    given.inputs = given.inputs.resolve()
     if given.rows:
         given.dtype, given.attention = "f32", "sdpa"
         return peer(given)
+    resolve_paths(parser, given)
     given.jemalloc = given.jemalloc or find_jemalloc()
     given.contenders = given.contenders or [c for c in CONTENDERS if given.jemalloc or "jemalloc" not in c]
     lines = (given.inputs / "pairs.jsonl").read_text().splitlines()[: given.prompts]

@@ -15,6 +15,8 @@ import tempfile
 from datetime import date
 from pathlib import Path
 
+from compare import resolve_paths
+
 HERE = Path(__file__).resolve().parent
 MIDDLE = {"images": 1, "words": 100, "batch": 2, "rank": 16, "answers": 2}
 ROWS = {
@@ -106,7 +108,7 @@ def main():
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--plot", type=Path)
     given = parser.parse_args()
-    given.inputs = given.inputs.resolve()
+    resolve_paths(parser, given)
     chosen = given.only or list(ROWS)
     settings = {key(name, value): MIDDLE | {name: value} for name in chosen for value in ROWS[name][1]}
     best = {}

@@ -67,6 +67,8 @@ struct Options {
     rank_of: Option<PathBuf>,
 }
 
+const USAGE: &str = "usage: gpu_check [--parity FOLDER] [--inputs FOLDER] [--device cpu]";
+
 fn options() -> Result<Options, String> {
     let mut options = Options { parity: PathBuf::from("parity"), inputs: None, device: Device::Cuda(0), rank_of: None };
     let mut arguments = std::env::args().skip(1);
@@ -84,10 +86,14 @@ fn options() -> Result<Options, String> {
 }
 
 fn main() -> ExitCode {
+    if std::env::args().any(|argument| argument == "--help" || argument == "-h") {
+        println!("{USAGE}");
+        return ExitCode::SUCCESS;
+    }
     let options = match options() {
         Ok(options) => options,
         Err(error) => {
-            eprintln!("{error}");
+            eprintln!("{error}\n{USAGE}");
             return ExitCode::from(2);
         }
     };
